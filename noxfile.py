@@ -1,0 +1,189 @@
+# /// script
+# dependencies = ["nox>=2025.2.9", "uv", "filelock"]
+# ///
+"""Every check of this repository. The workflows, .ci/run and people run these same sessions.
+
+The packages come from packages/*/pyproject.toml: a new one needs no edit here. All sessions but no_torch and
+wheels share one environment (tools/environments.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import changed_packages  # noqa: E402 - tools/ is put on the path above
+import environments  # noqa: E402
+from pip_settings import uv_environment  # noqa: E402
+from workspace import packages  # noqa: E402
+
+# The shared environment is made by tools/environments.py, not by nox.
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "layers", "tests", "integration"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """A kind of hardware that tests declare by its marker, and how to find out that it is here."""
+
+    marker: str
+    test: str
+
+
+HARDWARE = (
+    Hardware(marker="cpu", test="True"),
+    Hardware(marker="gpu", test="__import__('torch').cuda.is_available()"),
+    Hardware(marker="mps", test="__import__('torch').backends.mps.is_available()"),
+    Hardware(
+        marker="hpu", test="__import__('importlib.util').util.find_spec('habana_frameworks') is not None"
+    ),
+)
+# Suites of tests/ that have a session of their own.
+SEPARATE = ("faults", "wheels")
+# Slow suites, run by ci only when the change concerns what they cover.
+SLOW = {
+    "faults": ("packages/*/src/", "tests/faults/"),
+    "bench": ("tools/bench/",),
+}
+BASE = {"OMP_NUM_THREADS": "1", **uv_environment()}
+
+
+def shared() -> str:
+    """Return the Python of the shared environment, up to date."""
+    return str(environments.shared(BASE))
+
+
+def script(name: str) -> str:
+    """Return the path of a command installed in the shared environment."""
+    return str(Path(shared()).with_name(name))
+
+
+@functools.cache
+def present() -> frozenset[str]:
+    """Return the markers of the hardware that this machine has."""
+    table = ", ".join(f"{item.marker!r}: bool({item.test})" for item in HARDWARE)
+    code = f"import json; print(json.dumps({{{table}}}))"
+    found = json.loads(
+        subprocess.run([shared(), "-c", code], check=True, capture_output=True, text=True).stdout
+    )
+    return frozenset(marker for marker, here in found.items() if here)
+
+
+def pytest(session: nox.Session, *arguments: str, python: str | None = None) -> None:
+    """Run pytest in the shared environment, or with ``python``; what the caller gave nox comes last."""
+    session.run(python or shared(), "-m", "pytest", *arguments, *session.posargs, env=BASE, external=True)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train on the real handwritten digits, data-parallel on two processes."""
+    script_path = ROOT / "docs" / "examples" / "digits.py"
+    launch = (script("accel"), "launch", "--cpu", "--num_processes", "2")
+    session.run(*launch, str(script_path), *session.posargs, env=BASE, external=True)
+
+
+@nox.session
+@nox.parametrize("hardware", [item.marker for item in HARDWARE])
+@nox.parametrize("package", [package.dist for package in packages()])
+def tests(session: nox.Session, package: str, hardware: str) -> None:
+    """Run one package's own tests on one kind of hardware."""
+    if hardware not in present():
+        session.skip(f"no {hardware} on this machine")
+    # Hardware that is here has its own run. Tests for what is missing stay: skipped with a reason and counted.
+    others = sorted(present() - {hardware})
+    chosen = hardware if hardware != "cpu" else " and ".join(f"not {other}" for other in others)
+    pytest(session, f"packages/{package}/tests", *(("-m", chosen) if chosen else ()))
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Run the tests that need several packages, and those of the tools."""
+    folders = [
+        path for path in sorted((ROOT / "tests").iterdir()) if path.is_dir() and path.name not in SEPARATE
+    ]
+    pytest(session, *(str(path.relative_to(ROOT)) for path in folders if any(path.glob("test_*.py"))))
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kill, corrupt and starve: what must survive does."""
+    pytest(session, "tests/faults")
+
+
+@nox.session
+def no_torch(session: nox.Session) -> None:
+    """Run the packages that do not need torch where there is none; a test that needs it skips itself."""
+    python, members = environments.without_torch(BASE)
+    pytest(
+        session,
+        *(f"packages/{package.dist}/tests" for package in members),
+        "tests/imports",
+        python=str(python),
+    )
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build every package, check each wheel's files, and try each one alone in a clean environment."""
+    pytest(session, "tests/wheels")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and layout with ruff."""
+    for arguments in (("check",), ("format", "--check")):
+        session.run(shared(), "-m", "ruff", *arguments, *session.posargs, external=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check all types, strictly."""
+    session.run(shared(), "-m", "mypy", *session.posargs, external=True)
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check who may import whom."""
+    session.run(script("lint-imports"), *session.posargs, external=True)
+
+
+@nox.session
+def api(session: nox.Session) -> None:
+    """Compare the public names and signatures with the snapshots in docs/reference/api."""
+    session.run(shared(), "tools/api_diff.py", *session.posargs, external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure side by side with plain PyTorch; prints ratios, judges nothing."""
+    session.run(shared(), "-m", "tools.bench", *session.posargs, env=BASE, external=True)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run every test that declares a GPU, in one go; without one, this is an error."""
+    if "gpu" not in present():
+        session.error("no GPU on this machine: torch.cuda.is_available() is False")
+    pytest(session, "-m", "gpu", "packages", "tests")
+
+
+@nox.session
+def ci(session: nox.Session) -> None:
+    """Run what .ci/run adds to the tests: static checks, wheels, demo, slow suites that are concerned."""
+    since = session.posargs[0] if session.posargs else os.environ.get("CHANGED_SINCE")
+    files = changed_packages.changed_files(since)
+    concerned = [name for name, covered in SLOW.items() if changed_packages.touches(files, covered)]
+    for name in ["lint", "types", "layers", "api", "no_torch", "wheels", "demo", *concerned]:
+        session.notify(name, posargs=[])
+    for name in SLOW.keys() - set(concerned):
+        session.log(f"{name}: nothing that it covers has changed")
