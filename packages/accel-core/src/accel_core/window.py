@@ -1,0 +1,123 @@
+"""The accumulation window: which micro-batches form one optimizer update.
+
+Plain Python, shared by the loader (which knows where the data ends), the wrappers of optimizer and
+scheduler (which act at the end of a window only) and the ``Accelerator`` (which moves it on). One
+window object belongs to one ``Accelerator``; nothing here is global.
+"""
+
+from __future__ import annotations
+
+from .errors import ConfigError, Fault
+
+
+class LoaderCursor:
+    """Where one running iteration of a prepared loader stands.
+
+    The loader updates it before each batch is handed out, so it always speaks of the batch that
+    the loop body holds.
+    """
+
+    __slots__ = ("end", "owner", "remaining", "valid", "world_batch")
+
+    def __init__(self, owner: object = None) -> None:
+        self.owner = owner
+        self.end = False
+        """This batch is the last one of the iteration."""
+        self.remaining: int | None = None
+        """Batches left, this one included; None when the length is not known ahead."""
+        self.valid: int | None = None
+        """Real samples in this batch over all ranks when some are padding; None when all are real."""
+        self.world_batch: int | None = None
+        """Samples in this batch over all ranks, padding included; None when not known."""
+
+
+class GradientWindow:
+    """Count micro-batches and decide when gradients are synchronised and applied.
+
+    ``num_steps``: micro-batches in a full window. ``sync_with_dataloader``: the last batch of a
+    loader ends the window. ``sync_each_batch``: ranks synchronise in every micro-batch, to save
+    memory. ``adjust_scheduler``: the scheduler counts micro-batches that took no step.
+
+    ``divisor`` is what ``backward`` divides a mean loss by. When the loader knows its length it is
+    already right for a short last window; when it does not, ``correction`` is the factor (other
+    than 1) by which gradients must be multiplied after the closing backward, so that a window of
+    k micro-batches is always the mean over k.
+    """
+
+    __slots__ = (
+        "_cursors",
+        "adjust_scheduler",
+        "divisor",
+        "num_steps",
+        "position",
+        "sync_each_batch",
+        "sync_gradients",
+        "sync_with_dataloader",
+    )
+
+    def __init__(
+        self,
+        num_steps: int = 1,
+        *,
+        adjust_scheduler: bool = True,
+        sync_with_dataloader: bool = True,
+        sync_each_batch: bool = False,
+    ) -> None:
+        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+            fault = Fault("num_steps", num_steps, "must be a whole number of at least 1")
+            raise ConfigError("gradient accumulation", [fault])
+        self.num_steps = num_steps
+        self.adjust_scheduler = adjust_scheduler
+        self.sync_with_dataloader = sync_with_dataloader
+        self.sync_each_batch = sync_each_batch
+        self.sync_gradients = True
+        """Whether the latest micro-batch closed its window; true before the first."""
+        self.position = 0
+        """Micro-batches seen in the open window; 0 when none is open."""
+        self.divisor = num_steps
+        self._cursors: list[LoaderCursor] = []
+
+    # -- moved on by accumulate() ------------------------------------------------------------
+
+    def advance(self) -> bool:
+        """Enter the next micro-batch; return whether it closes the window."""
+        cursors = self._cursors
+        cursor = cursors[-1] if cursors and self.sync_with_dataloader else None
+        if self.position == 0 and cursor is not None and cursor.remaining is not None:
+            self.divisor = max(1, min(self.num_steps, cursor.remaining))
+        self.position += 1
+        self.sync_gradients = self.position >= self.num_steps or (cursor is not None and cursor.end)
+        return self.sync_gradients
+
+    def leave(self) -> None:
+        """Leave the micro-batch; a window that it closed is over."""
+        if self.sync_gradients:
+            self.position = 0
+            self.divisor = self.num_steps
+
+    @property
+    def correction(self) -> float:
+        """Return the factor that gradients still need after the closing backward (1.0: none)."""
+        if self.divisor == self.position or not self.sync_gradients or self.position == 0:
+            return 1.0
+        return self.divisor / self.position
+
+    def corrected(self) -> None:
+        """Note that ``correction`` was applied, so further backwards of this micro-batch need none."""
+        self.divisor = self.position
+
+    # -- moved on by prepared loaders --------------------------------------------------------
+
+    def push(self, cursor: LoaderCursor) -> None:
+        """Make ``cursor`` the running loader; the one before it continues when it is removed."""
+        self._cursors.append(cursor)
+
+    def remove(self, cursor: LoaderCursor) -> None:
+        """Forget ``cursor``, wherever it stands: loops may be left by break, in any order."""
+        if cursor in self._cursors:
+            self._cursors.remove(cursor)
+
+    @property
+    def active(self) -> LoaderCursor | None:
+        """Return the cursor of the innermost running loader, or None outside of loops."""
+        return self._cursors[-1] if self._cursors else None
