@@ -99,7 +99,7 @@ def tests(session: nox.Session, package: str, hardware: str) -> None:
     """Run one package's own tests on one kind of hardware."""
     if hardware not in present():
         session.skip(f"no {hardware} on this machine")
-    # Hardware that is here has its own run. Tests for what is missing stay: skipped with a reason and counted.
+    # Hardware that is here has its own run. Tests for what is missing stay: skipped, with a reason.
     others = sorted(present() - {hardware})
     chosen = hardware if hardware != "cpu" else " and ".join(f"not {other}" for other in others)
     pytest(session, f"packages/{package}/tests", *(("-m", chosen) if chosen else ()))
@@ -135,7 +135,8 @@ def no_torch(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build every package, check each wheel's files, and try each one alone in a clean environment."""
-    pytest(session, "tests/wheels")
+    # Beside uv's environments, so that torch is linked into each rather than copied.
+    pytest(session, "tests/wheels", "--basetemp", ".nox/wheels")
 
 
 @nox.session

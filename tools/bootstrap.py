@@ -12,7 +12,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import tomllib
 import venv
 from pathlib import Path
 
@@ -27,6 +26,10 @@ GROUPS = {"test": ["tests", "integration"]}
 
 def main(arguments: list[str]) -> int:
     """Run the named sessions and return nox's exit code."""
+    # The one file that an older Python may start.
+    if sys.version_info < (3, 11):  # noqa: UP036
+        print(f"accel needs Python 3.11 or newer; this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
     split = arguments.index("--") if "--" in arguments else len(arguments)
     names, rest = arguments[:split], arguments[split:]
     if not names or names[0].startswith("-"):
@@ -50,6 +53,8 @@ def main(arguments: list[str]) -> int:
 
 def ready() -> Path:
     """Return the Python of an environment with nox and uv, made anew when what it needs has changed."""
+    import tomllib
+
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["nox"]
     wanted = hashlib.sha256(repr((needs, CONSTRAINTS.read_text(), sys.version)).encode()).hexdigest()
     python = HOME / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -20,7 +20,7 @@ PROSE = ("README.md", "CHANGELOG.md", "LICENSE")
 def changed_files(since: str | None, root: Path = ROOT) -> list[str] | None:
     """Return the paths that differ from the commit ``since``, or None if git cannot tell.
 
-    Untracked files count.     Without ``since``: from where this branch left main, or on main from the commit before.
+    Untracked files count. Without ``since``: since this branch left main, or on main the commit before.
     """
     base = (
         _git(root, "rev-parse", "--verify", "--quiet", f"{since}^{{commit}}") if since else _left_main(root)
