@@ -44,7 +44,7 @@ def _lines(item: griffe.Object | griffe.Alias) -> Iterator[str]:
 
 
 def _public(name: str, member: griffe.Object | griffe.Alias, parent: griffe.Object | griffe.Alias) -> bool:
-    """Say whether ``name`` is promised: listed in ``__all__``, or defined here without a leading underscore."""
+    """Say whether ``name`` is promised: in ``__all__``, or defined here without a leading underscore."""
     alias = isinstance(member, griffe.Alias)
     if parent.exports is not None and (alias or not member.is_module):
         return name in [str(export) for export in parent.exports]
@@ -102,9 +102,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             snapshot.write_text("".join(f"{line}\n" for line in public_api(package)))
     if changed and not options.write:
-        print(
-            "\nThe public names changed. If that is meant: nox -s api -- --write, and note it in CHANGELOG.md."
-        )
+        print("\nPublic names changed. If that is meant: nox -s api -- --write, and note it in CHANGELOG.md.")
         return 1
     return 0
 

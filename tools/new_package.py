@@ -51,6 +51,12 @@ packages = ["src/{name}"]
 include = ["/src", "/tests", "/README.md", "/LICENSE", "/CHANGELOG.md"]
 """
 
+_DOOR = '''\
+"""{description}."""
+
+from .__about__ import __version__ as __version__
+'''
+
 _TEST = """\
 from importlib.metadata import version
 
@@ -70,7 +76,7 @@ def files(dist: str, description: str, *, torch: bool) -> dict[str, str]:
         "pyproject.toml": _PYPROJECT.format(dist=dist, description=description, name=name, torch=dependency),
         "README.md": f"# {dist}\n\n{description}.\n",
         "CHANGELOG.md": f"# Changelog of {dist}\n\n## 0.1.0 - unreleased\n\n- First release.\n",
-        f"src/{name}/__init__.py": f'"""{description}."""\n\nfrom .__about__ import __version__ as __version__\n',
+        f"src/{name}/__init__.py": _DOOR.format(description=description),
         f"src/{name}/__about__.py": '__version__ = "0.1.0"\n',
         f"src/{name}/py.typed": "",
         "tests/test_about.py": _TEST.format(name=name, dist=dist),
