@@ -1,0 +1,137 @@
+"""Distributed evaluation sees each sample exactly once, in order, whatever the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+WORLDS = (1, 2, 4)
+SIZES = tuple(range(1, 102))
+
+
+class Numbers(Dataset[torch.Tensor]):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(index)
+
+
+class Counter(IterableDataset[torch.Tensor]):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(torch.arange(self.count))
+
+
+def evaluate_all(style: str, batch_size: int, sizes: tuple[int, ...], options: dict[str, Any]) -> dict[int, list[int]]:
+    from accel import Accelerator
+    from accel.utils import DataLoaderConfiguration
+
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
+    seen: dict[int, list[int]] = {}
+    for count in sizes:
+        data: Any = Numbers(count) if style == "map" else Counter(count)
+        loader = accelerator.prepare(DataLoader(data, batch_size=batch_size))
+        seen[count] = []
+        for batch in loader:
+            seen[count].extend(accelerator.gather_for_metrics(batch).tolist())
+    return seen
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("style", ["map", "stream"])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_exactly_the_samples_in_order(world: int, style: str, batch_size: int, pool: Any) -> None:
+    for rank, seen in enumerate(pool.run(world, evaluate_all, style, batch_size, SIZES, {})):
+        for count, values in seen.items():
+            assert values == list(range(count)), f"rank {rank} of {world}, {count} samples"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("options", [{"split_batches": True}, {"dispatch_batches": True}], ids=["split", "dispatch"])
+@pytest.mark.parametrize("style", ["map", "stream"])
+def test_other_ways_to_cut_the_data(world: int, options: dict[str, Any], style: str, pool: Any) -> None:
+    sizes = (1, 3, 4, 7, 8, 9, 31, 32, 33, 101)
+    for seen in pool.run(world, evaluate_all, style, 8, sizes, options):
+        for count, values in seen.items():
+            assert values == list(range(count)), f"{count} samples"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_nested_evaluation_and_early_break(world: int, pool: Any) -> None:
+    """Evaluating inside an epoch, also when that loop is left early, changes nothing in either loop."""
+
+    def loops() -> tuple[list[int], list[list[int]], list[bool]]:
+        from accel import Accelerator
+
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        train = accelerator.prepare(DataLoader(Numbers(13), batch_size=2))
+        test = accelerator.prepare(DataLoader(Counter(9), batch_size=2))
+        outer: list[int] = []
+        inner: list[list[int]] = []
+        closes: list[bool] = []
+        for step, batch in enumerate(train):
+            with accelerator.accumulate():
+                closes.append(accelerator.sync_gradients)
+            inner.append([])
+            for position, values in enumerate(test):
+                if step % 2 and position == 1:
+                    break
+                inner[-1].extend(accelerator.gather_for_metrics(values).tolist())
+            outer.extend(accelerator.gather_for_metrics(batch).tolist())
+        assert accelerator.gradient_state.active_dataloader is None
+        return outer, inner, closes
+
+    rounds = -(-13 // (2 * world))
+    for outer, inner, closes in pool.run(world, loops):
+        assert outer == list(range(13))
+        assert closes == [(step + 1) % 2 == 0 or step + 1 == rounds for step in range(rounds)]
+        for step, values in enumerate(inner):
+            # A loop left before its second batch has seen one global batch, padding removed.
+            assert values == list(range(min(9, 2 * world) if step % 2 else 9))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_objects_and_nested_values(world: int, pool: Any) -> None:
+    def collect() -> tuple[list[str], list[int], list[int]]:
+        from accel import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        loader = accelerator.prepare(DataLoader(Numbers(10), batch_size=3))
+        names: list[str] = []
+        values: list[int] = []
+        doubles: list[int] = []
+        for batch in loader:
+            names.extend(accelerator.gather_for_metrics([f"sample {int(i)}" for i in batch], use_gather_object=True))
+            got = accelerator.gather_for_metrics({"plain": batch, "twice": [batch.repeat_interleave(2)]})
+            values.extend(got["plain"].tolist())
+            doubles.extend(got["twice"][0].tolist())
+        return names, values, doubles
+
+    for names, values, doubles in pool.run(world, collect):
+        assert names == [f"sample {i}" for i in range(10)]
+        assert values == list(range(10))
+        assert doubles == [i for i in range(10) for _ in range(2)]
+
+
+def test_rows_that_cannot_be_told_apart_are_refused(pool: Any) -> None:
+    def wrong() -> None:
+        from accel import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        for batch in accelerator.prepare(DataLoader(Numbers(5), batch_size=4)):
+            accelerator.gather_for_metrics(batch.float().mean())
+
+    for error in pool.failures(2, wrong):
+        assert type(error).__name__ == "DataError"
+        assert "3 of which are padding" in str(error)
+        assert "use gather()" in str(error)

@@ -1,0 +1,158 @@
+"""Measure one library against plain PyTorch in this interpreter; print the numbers as JSON.
+
+    python measure.py accel step loader sampler
+    python measure.py accelerate step loader sampler
+
+Plain and prepared code run in turn, in blocks, so that a machine that drifts slows both; each figure is the median
+over the blocks. Both libraries take the same calls, so one program measures both.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+Row = dict[str, float]
+BLOCKS = 31
+
+
+def blocks(plain: Callable[[], int], prepared: Callable[[], int]) -> tuple[float, float]:
+    """Return the median microseconds per item of both; each call returns how many items it did."""
+    plain(), prepared()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(BLOCKS):
+        for run, kept in zip((plain, prepared), times, strict=True):
+            start = time.perf_counter()
+            items = run()
+            kept.append((time.perf_counter() - start) / items * 1e6)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def accelerator_of(library: str) -> Any:
+    """Return the library's Accelerator for one CPU process."""
+    return importlib.import_module(library).Accelerator(cpu=True)
+
+
+def training_parts() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+    """Return a model small enough that the loop around it can be seen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1000)
+
+
+def step(library: str) -> dict[str, Row]:
+    """One training step: forward, backward, clip, optimizer and scheduler."""
+    x, y = torch.randn(8, 32), torch.randn(8, 8)
+    raw_model, raw_optimizer, raw_scheduler = training_parts()
+
+    def plain() -> int:
+        for _ in range(200):
+            loss = nn.functional.mse_loss(raw_model(x), y)
+            loss.backward()
+            nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
+            raw_optimizer.step()
+            raw_scheduler.step()
+            raw_optimizer.zero_grad()
+        return 200
+
+    accelerator = accelerator_of(library)
+    model, optimizer, scheduler = accelerator.prepare(*training_parts())
+
+    def prepared() -> int:
+        for _ in range(200):
+            with accelerator.accumulate(model):
+                loss = nn.functional.mse_loss(model(x), y)
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+        return 200
+
+    raw, ours = blocks(plain, prepared)
+    return {"training step": {"plain": raw, "prepared": ours, "added": ours - raw, "ratio": ours / raw}}
+
+
+class Batches(Dataset[Any]):
+    """Batches that are ready, so that only the loader's own work is measured."""
+
+    def __init__(self) -> None:
+        self.batch = [torch.zeros(4, 4), torch.zeros(4, dtype=torch.int64)]
+
+    def __len__(self) -> int:
+        return 2000
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batch
+
+
+def first(samples: list[Any]) -> Any:
+    """Return the first sample: a batch that needs no collating."""
+    return samples[0]
+
+
+def loader(library: str) -> dict[str, Row]:
+    """One batch of a loader with two tensors."""
+    raw = DataLoader(Batches(), batch_size=1, collate_fn=first)
+    prepared = accelerator_of(library).prepare(DataLoader(Batches(), batch_size=1, collate_fn=first))
+
+    def walk(which: Any) -> int:
+        count = 0
+        for _ in which:
+            count += 1
+        return count
+
+    before, after = blocks(lambda: walk(raw), lambda: walk(prepared))
+    return {"loader, per batch": {"plain": before, "prepared": after, "added": after - before, "ratio": after / before}}
+
+
+def sampler(library: str) -> dict[str, Row]:
+    """One local batch of 32 indices of a sharded batch sampler, by world size."""
+    module = importlib.import_module("accel_data" if library == "accel" else "accelerate.data_loader")
+    rows = {}
+    for world in (1, 8, 64, 512):
+        local = 400 if world < 512 else 100
+        order = SequentialSampler(range(32 * world * local))
+        shard = module.BatchSamplerShard(BatchSampler(order, 32, drop_last=False), num_processes=world, process_index=0)
+
+        def walk(shard: Any = shard) -> int:
+            count = 0
+            for _ in shard:
+                count += 1
+            return count
+
+        walk()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            items = walk()
+            times.append((time.perf_counter() - start) / items * 1e6)
+        rows[f"local batch, world size {world}"] = {"prepared": statistics.median(times)}
+    return rows
+
+
+CASES: dict[str, Callable[[str], dict[str, Row]]] = {"step": step, "loader": loader, "sampler": sampler}
+
+
+def main() -> None:
+    """Run the cases named on the command line."""
+    library, *names = sys.argv[1:]
+    torch.set_num_threads(1)
+    rows: dict[str, Row] = {}
+    for name in names or CASES:
+        rows.update(CASES[name](library))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

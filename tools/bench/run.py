@@ -1,0 +1,124 @@
+"""Measure accel beside plain PyTorch and beside the peer, print one table and keep it in docs/.
+
+    nox -s bench
+
+The peer (``accelerate``) is installed in an environment of its own and only ever run, never read. Whoever has no such
+environment leaves ``--peer`` out and gets the table without its columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from commands import in_turn
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs" / "bench"
+GOALS = {
+    "training step": "adds <= 15 us",
+    "loader, per batch": "adds <= 1.5 us",
+    "local batch, world size 1": "< 1 us",
+    "local batch, world size 8": "< 1 us",
+    "local batch, world size 64": "< 1 us",
+    "local batch, world size 512": "< 1 us",
+    "--help": "adds <= 0.15 s CPU",
+    "launch of a no-op script": "adds <= 0.15 s CPU",
+    "import and touch Accelerator": "adds <= 60 ms to import torch",
+}
+
+
+def measured(python: str, library: str) -> dict[str, dict[str, float]]:
+    """Return the figures of ``measure.py`` in the given interpreter."""
+    done = subprocess.run([python, str(HERE / "measure.py"), library], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measure.py failed for {library}:\n{done.stderr}")
+    figures: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def started(python: str, library: str, console: str) -> dict[str, dict[str, float]]:
+    """Return what the command line and the import cost in CPU seconds, over an empty interpreter and over torch."""
+    script = str(Path(python).parent / console)
+    with tempfile.TemporaryDirectory() as folder:
+        noop = Path(folder) / "noop.py"
+        noop.write_text("pass\n")
+        seconds = in_turn(
+            {
+                "empty": [python, "-c", "pass"],
+                "--help": [script, "--help"],
+                "launch": [script, "launch", "--cpu", "--num_processes", "1", str(noop)],
+                "torch": [python, "-c", "import torch"],
+                "import": [python, "-c", f"import torch, {library}; {library}.Accelerator"],
+            }
+        )
+    pairs = {"--help": "empty", "launch of a no-op script": "empty", "import and touch Accelerator": "torch"}
+    names = {"launch of a no-op script": "launch", "import and touch Accelerator": "import"}
+    rows = {}
+    for row, base in pairs.items():
+        value = seconds[names.get(row, row)]
+        rows[row] = {"plain": seconds[base], "prepared": value, "added": value - seconds[base]}
+    return rows
+
+
+def cell(figures: dict[str, float] | None, unit: str) -> str:
+    """Return one cell: what is added over plain where there is a plain, else the figure itself."""
+    if figures is None:
+        return "-"
+    if "added" not in figures:
+        return f"{figures['prepared']:.2f} {unit}"
+    text = f"+{figures['added']:.3g} {unit}" if figures["added"] >= 0 else f"{figures['added']:.3g} {unit}"
+    return text + (f" ({figures['ratio']:.2f}x)" if "ratio" in figures else "")
+
+
+def table(ours: dict[str, dict[str, float]], peers: dict[str, dict[str, float]], versions: str) -> str:
+    """Return the results as a Markdown table."""
+    lines = [
+        f"Measured {datetime.date.today().isoformat()}: {versions}.",
+        "",
+        "| what | plain | accel adds | peer adds | goal |",
+        "|---|---|---|---|---|",
+    ]
+    for name, figures in ours.items():
+        unit = "s" if name in ("--help", "launch of a no-op script", "import and touch Accelerator") else "us"
+        plain = f"{figures['plain']:.3g} {unit}" if "plain" in figures else "-"
+        lines.append(
+            f"| {name} | {plain} | {cell(figures, unit)} | {cell(peers.get(name), unit)} | {GOALS.get(name, '')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def versions_of(python: str, packages: tuple[str, ...]) -> str:
+    """Return ``name version`` of the given packages in another interpreter."""
+    code = f"from importlib.metadata import version\nprint(', '.join(p + ' ' + version(p) for p in {packages!r}))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="the Python interpreter of an environment that holds accelerate")
+    parser.add_argument("--keep", action="store_true", help="write the table to docs/bench/")
+    args = parser.parse_args()
+    ours = {**measured(sys.executable, "accel"), **started(sys.executable, "accel", "accel")}
+    peers: dict[str, dict[str, float]] = {}
+    versions = f"Python {platform.python_version()}, " + versions_of(sys.executable, ("torch", "accel-meta"))
+    if args.peer:
+        peers = {**measured(args.peer, "accelerate"), **started(args.peer, "accelerate", "accelerate")}
+        versions += ", " + versions_of(args.peer, ("accelerate",))
+    text = table(ours, peers, versions)
+    print(text)
+    if args.keep:
+        DOCS.mkdir(parents=True, exist_ok=True)
+        (DOCS / "loop.md").write_text("# The loop, the loader and the command line\n\n" + text)
+        (DOCS / "loop.json").write_text(json.dumps({"accel": ours, "peer": peers}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
