@@ -173,6 +173,16 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """Run all tests and show which lines none of them reaches, worker processes included."""
+    session.run(shared(), "-m", "coverage", "erase", external=True)
+    run = (shared(), "-m", "coverage", "run", "-m", "pytest", *(session.posargs or ("packages", "tests")))
+    session.run(*run, env=BASE, external=True)
+    session.run(shared(), "-m", "coverage", "combine", "--quiet", external=True)
+    session.run(shared(), "-m", "coverage", "report", external=True)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Run every test that declares a GPU, in one go; without one, this is an error."""
     if "gpu" not in present():
