@@ -169,7 +169,7 @@ def api(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side with plain PyTorch; prints ratios, judges nothing."""
-    session.run(shared(), "-m", "tools.bench", *session.posargs, env=BASE, external=True)
+    session.run(shared(), "tools/bench/run.py", *session.posargs, env=BASE, external=True)
 
 
 @nox.session
