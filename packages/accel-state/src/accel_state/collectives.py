@@ -1,0 +1,275 @@
+"""Collectives over ``torch.distributed``: one group of ranks, errors that say who, what and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from accel_core.errors import CollectiveError
+from accel_core.protocols import LonelyCollectives
+
+from .dtypes import result_dtype, wire_dtype
+from .frames import user_line
+
+if TYPE_CHECKING:
+    from accel_core.protocols import Collectives, ReduceOp
+
+_OPS = {
+    "sum": dist.ReduceOp.SUM,
+    "mean": dist.ReduceOp.SUM,
+    "max": dist.ReduceOp.MAX,
+    "min": dist.ReduceOp.MIN,
+}
+
+# Renamed in torch 2.13, where the old name warns.
+_gather_into: Any = getattr(dist, "all_gather_single", None) or vars(dist)["all_gather_into_tensor"]
+
+
+class TorchCollectives:
+    """The ranks of a ``torch.distributed`` process group (the default one when ``group`` is None).
+
+    ``device`` is where a tensor goes that the group's backends do not take as it is; CPU tensors
+    stay on the CPU whenever a backend takes them. Gathers and broadcasts move bytes, so every
+    dtype travels and arrives bit-equal. Results carry no gradient.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
+        self._group: dist.ProcessGroup = group if group is not None else dist.group.WORLD  # type: ignore[assignment]
+        self._types = backend_names(self._group)
+        self._device = device or torch.device("cpu")
+        self._side: dist.ProcessGroup | None = None
+        self.rank = dist.get_rank(self._group)
+        self.world_size = dist.get_world_size(self._group)
+        self.timeout = group_timeout(self._group)
+        """The effective timeout of one operation, read back from the group."""
+
+    def __repr__(self) -> str:
+        return f"<TorchCollectives rank {self.rank} of {self.world_size}, {self._types}>"
+
+    # -- tensors ---------------------------------------------------------------------------------
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensors of all ranks stacked in rank order: ``[world_size, *tensor.shape]``."""
+        value = self._ship(tensor)
+        out = torch.empty((self.world_size, *value.shape), dtype=value.dtype, device=value.device)
+        if value.numel():
+            call = partial(_gather_into, _bytes(out), _bytes(value), group=self._group)
+            self._run("all_gather", call, tensor)
+        return out.to(tensor.device)
+
+    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp = "sum") -> torch.Tensor:
+        """Return a new tensor: the sum, mean, maximum or minimum over the ranks.
+
+        A sum of booleans is an int64 count, a mean of integers a float. Raises CollectiveError for
+        an unknown ``op``, and for the maximum or minimum of complex numbers, which have no order.
+        """
+        if op not in _OPS:
+            raise CollectiveError(
+                f"Unknown reduction {op!r}", where=user_line(), fix="use sum, mean, max or min"
+            )
+        if tensor.is_complex() and op in {"max", "min"}:
+            raise CollectiveError(
+                f"Complex numbers have no {op}", where=user_line(), fix="reduce tensor.abs()"
+            )
+        value = self._ship(tensor)
+        through_gloo = self._types.get(value.device.type) == "gloo"
+        target = result_dtype(value.dtype, op)
+        value = value.to(wire_dtype(target, through_gloo=through_gloo), copy=True)
+        flat = torch.view_as_real(value) if value.is_complex() else value
+        if flat.numel():
+            self._run(
+                f"all_reduce({op})", partial(dist.all_reduce, flat, _OPS[op], group=self._group), tensor
+            )
+        if op == "mean":
+            value /= self.world_size
+        return value.to(device=tensor.device, dtype=target)
+
+    def broadcast(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
+        """Return rank ``src``'s tensor; the others pass one of the same shape and dtype."""
+        source = self._global(src)
+        value = self._ship(tensor)
+        if self.rank != src:
+            value = torch.empty_like(value)
+        if value.numel():
+            self._run("broadcast", partial(dist.broadcast, _bytes(value), source, group=self._group), tensor)
+        return value.to(tensor.device)
+
+    # -- objects ---------------------------------------------------------------------------------
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return the picklable values of all ranks in rank order."""
+        found: list[Any] = [None] * self.world_size
+        self._run(
+            "all_gather_object", partial(dist.all_gather_object, found, value, group=self._group), value
+        )
+        return found
+
+    def broadcast_object(self, value: Any, src: int = 0) -> Any:
+        """Return rank ``src``'s picklable value."""
+        source = self._global(src)
+        box = [value if self.rank == src else None]
+        self._run(
+            "broadcast_object", partial(dist.broadcast_object_list, box, source, group=self._group), value
+        )
+        return box[0]
+
+    # -- order -----------------------------------------------------------------------------------
+
+    def barrier(self) -> None:
+        """Return once every rank has called it."""
+        # A reduction of one number instead of dist.barrier: with a CPU backend in the group the host
+        # waits for the other hosts only, and no accelerator is guessed for the wait.
+        where = "cpu" if "cpu" in self._types else self._device
+        token = torch.zeros(1, device=where)
+        self._run("barrier", partial(dist.all_reduce, token, group=self._group), None)
+
+    def vote(self, ballot: int) -> Callable[[], list[int]]:
+        """Start to exchange one integer per rank; the returned function waits and gives all, in rank order.
+
+        The first vote opens a gloo channel of its own, so that votes and the reductions of a
+        backward pass cannot be taken for each other.
+        """
+        side = self._side or self._run("vote", self._open_side_channel, ballot)
+        mine = torch.tensor([ballot], dtype=torch.int64)
+        out = torch.empty(self.world_size, dtype=torch.int64)
+        work = self._run("vote", partial(_gather_into, out, mine, group=side, async_op=True), ballot)
+
+        def result() -> list[int]:
+            self._run("vote", work.wait, ballot)
+            found: list[int] = out.tolist()
+            return found
+
+        return result
+
+    def group(self, ranks: Sequence[int]) -> Collectives:
+        """Return the group of these ranks; every rank of this group calls it with the same list.
+
+        On a rank that is not a member the result has rank -1 and refuses every operation.
+        """
+        members = list(ranks)
+        if (
+            not members
+            or len(set(members)) != len(members)
+            or not set(members) <= set(range(self.world_size))
+        ):
+            raise CollectiveError(
+                f"A group needs different ranks from 0 to {self.world_size - 1}, not {members}",
+                where=user_line(),
+            )
+        if len(members) == 1 and self.rank == members[0]:
+            return LonelyCollectives()
+        if len(members) == 1:
+            return Outside(members)
+        world = [self._global(rank) for rank in members]
+        # Inside a part of the world only that part calls this, so it cannot wait for all of the world.
+        local = self.world_size < dist.get_world_size()
+        create = partial(dist.new_group, world, timeout=self.timeout, use_local_synchronization=local)
+        made = self._run("group", create, members)
+        return TorchCollectives(made, self._device) if self.rank in members else Outside(members)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _open_side_channel(self) -> dist.ProcessGroup:
+        ranks = [self._global(rank) for rank in range(self.world_size)]
+        made: Any = dist.new_group(
+            ranks, timeout=self.timeout, backend="gloo", use_local_synchronization=True
+        )
+        side: dist.ProcessGroup = made
+        self._side = side
+        return side
+
+    def _global(self, rank: int) -> int:
+        if not 0 <= rank < self.world_size:
+            raise CollectiveError(
+                f"There is no rank {rank} in a group of {self.world_size}",
+                where=f"rank {self.rank}, {user_line()}",
+                fix=f"pass a rank from 0 to {self.world_size - 1}",
+            )
+        return dist.get_global_rank(self._group, rank)
+
+    def _ship(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor detached, contiguous, and on a device that a backend of the group takes."""
+        value = tensor.detach()
+        if value.device.type not in self._types:
+            value = value.to("cpu" if "cpu" in self._types else self._device)
+        return value.contiguous()
+
+    def _run(self, name: str, call: Callable[[], Any], subject: Any) -> Any:
+        try:
+            return call()
+        except (RuntimeError, ValueError) as error:
+            raise self._explain(name, error, subject) from error
+
+    def _explain(self, name: str, error: Exception, subject: Any) -> CollectiveError:
+        text = str(error)
+        first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+        lowered = text.lower()
+        if "timed out" in lowered or "timeout" in lowered:
+            what = f"{name} did not finish within {self.timeout}: a rank did not call it, or is late"
+            fix = (
+                "make every rank reach this line, or raise the timeout (InitProcessGroupKwargs(timeout=...))"
+            )
+        elif any(sign in lowered for sign in ("connection", "peer", "socket", "broken pipe")):
+            what = f"{name} lost a rank: another process of the group has ended"
+            fix = "look for the first error in the output of the other ranks"
+        else:
+            what, fix = (
+                f"{name} failed",
+                "call it on all ranks with equal shapes and dtypes (ACCELERATE_DEBUG_MODE=1)",
+            )
+        brought = (
+            f", brought {tuple(subject.shape)} {subject.dtype}" if isinstance(subject, torch.Tensor) else ""
+        )
+        where = f"rank {self.rank} of {self.world_size}{brought}, timeout {self.timeout}, {user_line()}"
+        return CollectiveError(f"{what} ({first.strip()})", where=where, fix=fix)
+
+
+class Outside:
+    """A group seen from a rank that is not in it: every operation is refused."""
+
+    rank = -1
+
+    def __init__(self, members: Sequence[int]) -> None:
+        self.members = tuple(members)
+        self.world_size = len(self.members)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise CollectiveError(
+            f"This rank is not in the group of ranks {list(self.members)}",
+            where=user_line(),
+            fix="call the operation on members only (`if group.rank >= 0`)",
+        )
+
+    all_gather = all_reduce = broadcast = all_gather_object = broadcast_object = barrier = vote = group = (
+        _refuse
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def backend_names(group: dist.ProcessGroup) -> dict[str, str]:
+    """Return which backend of ``group`` takes tensors of which device type."""
+    found: dict[str, str] = {}
+    for device in group._device_types:
+        found[device.type] = str(group._get_backend(device).name()).lower()
+    return found
+
+
+def group_timeout(group: dist.ProcessGroup) -> timedelta | None:
+    """Return the timeout that ``group`` applies to one operation, read back from it; None if unknown."""
+    for device in group._device_types:
+        options = getattr(group._get_backend(device), "options", None)
+        value = getattr(options, "_timeout", None)
+        if isinstance(value, timedelta):
+            return value
+    return None
+
+
+__all__ = ["Outside", "TorchCollectives", "backend_names", "group_timeout"]

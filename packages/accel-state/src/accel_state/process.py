@@ -1,0 +1,337 @@
+"""Who am I: the one immutable state of this process, set up once.
+
+`start` decides the hardware, joins the other ranks and remembers the result; everything else in
+this package is a view over it. A process group is made only when there is somebody to talk to, and
+only the one made here is destroyed here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from accel_core.enums import DistributedType
+from accel_core.environment import RunConfig
+from accel_core.errors import CapabilityError, CollectiveError, ConfigError, Fault, StateError
+from accel_core.protocols import LonelyCollectives
+from accel_core.topology import Topology
+
+from .collectives import TorchCollectives
+from .devices.base import too_many
+from .devices.choose import detect, hardware_of
+
+if TYPE_CHECKING:
+    from accel_core.protocols import Collectives, Device
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """This process among the others: its place, its hardware, and how it talks to them."""
+
+    topology: Topology
+    device: torch.device
+    hardware: Device
+    collectives: Collectives
+    backend: str | None
+    """What the process group was made with; None when there is no group."""
+    timeout: timedelta | None
+    """The effective timeout of one collective, read back from the group; None when there is no group."""
+    distributed_type: DistributedType
+    debug: bool = False
+    """Whether operations compare shapes over all ranks before they exchange."""
+    fork_launched: bool = False
+    """Whether a launcher for functions started this process."""
+    init_method: str | None = None
+    owns_group: bool = False
+    """Whether `start` made the process group; one that the user made is never destroyed here."""
+
+
+_current: ProcessState | None = None
+
+
+def current() -> ProcessState | None:
+    """Return the state of this process, or None before `start`."""
+    return _current
+
+
+def start(
+    *,
+    cpu: bool = False,
+    device: str | torch.device | None = None,
+    backend: str | None = None,
+    timeout: timedelta | None = None,
+    init_method: str | None = None,
+) -> ProcessState:
+    """Set this process up once and return its state; the same set-up again returns the same object.
+
+    ``cpu``: compute on the CPU whatever else is there. ``device``: a kind of hardware by its torch
+    name. ``backend``, ``timeout``, ``init_method``: as in ``torch.distributed.init_process_group``;
+    what is not given is decided by the hardware and the environment. A process group that exists
+    already is adopted.
+
+    Raises StateError when the process was set up before in another way, CapabilityError when the
+    hardware or backend cannot be used or there are more processes than devices, CollectiveError
+    when the ranks do not find each other in time.
+    """
+    global _current
+    _check(backend, timeout)
+    asked = torch.device(device) if device is not None else None
+    if cpu and asked is not None and asked.type != "cpu":
+        raise ConfigError(
+            "process state", [Fault("device", str(device), "contradicts cpu=True", "pass one of them")]
+        )
+    if cpu:
+        asked = torch.device("cpu")
+    if _current is not None:
+        _same_or_raise(_current, asked, backend, timeout, init_method)
+        return _current
+    settings = RunConfig.from_environ()
+    topology = Topology.detect()
+    asked = asked or _named_in(settings)
+    hardware = _hardware(asked)
+    if dist.is_available() and dist.is_initialized():
+        made = _adopt(_as_the_group_says(topology), hardware, asked, backend, timeout)
+    elif topology.world_size == 1:
+        made = _alone(topology, hardware, asked)
+    else:
+        made = _together(topology, hardware, asked, backend, timeout, init_method)
+    _current = replace(made, debug=bool(settings.debug), fork_launched=bool(settings.fork_launched))
+    _tell_logging()
+    return _current
+
+
+def shutdown() -> None:
+    """Leave the process group when `start` made it; the rest of the state stays readable."""
+    if _current is not None and _current.owns_group and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def reset() -> None:
+    """Leave the group and forget the state, so that this process can be set up in another way."""
+    global _current
+    shutdown()
+    _current = None
+
+
+# The group's threads must not outlive the interpreter: torch warns about a group that nobody destroyed.
+atexit.register(shutdown)
+
+
+# -- the three ways to come to a state ---------------------------------------------------------------
+
+
+def _alone(topology: Topology, hardware: Device, asked: torch.device | None) -> ProcessState:
+    return ProcessState(
+        topology=topology,
+        device=_select(topology, hardware, asked),
+        hardware=hardware,
+        collectives=LonelyCollectives(),
+        backend=None,
+        timeout=None,
+        distributed_type=DistributedType.NO,
+    )
+
+
+def _adopt(
+    topology: Topology,
+    hardware: Device,
+    asked: torch.device | None,
+    backend: str | None,
+    timeout: timedelta | None,
+) -> ProcessState:
+    state = _in_group(topology, hardware, _select(topology, hardware, asked), str(dist.get_backend()))
+    _same_or_raise(state, None, backend, timeout, None)
+    return state
+
+
+def _together(
+    topology: Topology,
+    hardware: Device,
+    asked: torch.device | None,
+    backend: str | None,
+    timeout: timedelta | None,
+    init_method: str | None,
+) -> ProcessState:
+    # Asked on every rank before any rank waits: otherwise those with a device would hang for those without.
+    if not hardware.supports("sharing") and topology.local_world_size > hardware.count():
+        variable = str(getattr(hardware, "visible_variable", ""))
+        raise too_many(hardware.name, topology.local_world_size, hardware.count(), variable)
+    spec = backend_for(hardware, backend)
+    chosen = _select(topology, hardware, asked)
+    _join(topology, spec, timeout, init_method)
+    return replace(_in_group(topology, hardware, chosen, spec), init_method=init_method, owns_group=True)
+
+
+def _in_group(topology: Topology, hardware: Device, chosen: torch.device, spec: str) -> ProcessState:
+    collectives = TorchCollectives(device=chosen)
+    return ProcessState(
+        topology=topology,
+        device=chosen,
+        hardware=hardware,
+        collectives=collectives,
+        backend=spec,
+        timeout=collectives.timeout,
+        distributed_type=DistributedType(hardware.distributed_label if topology.world_size > 1 else "NO"),
+    )
+
+
+def _select(topology: Topology, hardware: Device, asked: torch.device | None) -> torch.device:
+    """Make the device asked for by number, else that of the local rank, the current one."""
+    index = asked.index if asked is not None and asked.index is not None else topology.local_rank
+    return hardware.select(index)
+
+
+def _join(topology: Topology, spec: str, timeout: timedelta | None, init_method: str | None) -> None:
+    place = f"rank {topology.rank} of {topology.world_size}"
+    url = init_method or rendezvous(topology)
+    try:
+        dist.init_process_group(
+            spec, init_method=url, timeout=timeout, rank=topology.rank, world_size=topology.world_size
+        )
+    except (RuntimeError, ValueError) as error:
+        reached = f"{topology.main_address}:{topology.main_port}" if init_method is None else init_method
+        limit = timeout if timeout is not None else "torch's default"
+        raise CollectiveError(
+            f"The ranks did not find each other: {str(error).strip().splitlines()[0]}",
+            where=f"{place}, at {reached}, backend {spec}, timeout {limit}",
+            fix=f"start all {topology.world_size} processes, with the same address and a free port",
+        ) from error
+
+
+def rendezvous(topology: Topology, environ: Mapping[str, str] | None = None) -> str:
+    """Return where the ranks meet: ``env://`` when torch's variables are complete, else the address."""
+    environ = os.environ if environ is None else environ
+    # torchrun keeps a store alive for its workers and says so in variables that only env:// reads.
+    if all(name in environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return "env://"
+    address = topology.main_address
+    return (
+        f"tcp://[{address}]:{topology.main_port}"
+        if ":" in address
+        else f"tcp://{address}:{topology.main_port}"
+    )
+
+
+def backend_for(hardware: Device, backend: str | None = None) -> str:
+    """Return what to pass to ``init_process_group`` for this hardware.
+
+    An accelerator's own backend is paired with gloo for CPU tensors ("cpu:gloo,cuda:nccl"), so that
+    objects, votes and barriers never go through the accelerator. A ``backend`` that is asked for by
+    name must be one the hardware offers; a spelled-out pair is passed on as it is.
+    """
+    if backend is not None and ":" in backend:
+        return backend
+    offered = hardware.backends()
+    if backend is not None and backend not in offered:
+        raise CapabilityError(
+            f"The backend {backend!r} cannot be used on {hardware.name}",
+            where=f"torch {torch.__version__}; this hardware offers: {', '.join(offered) or 'none'}",
+            fix="leave the backend out to get the best one, or install a PyTorch that has it",
+        )
+    if not offered:
+        reason = hardware.supports("distributed").reason
+        raise CapabilityError(f"Several processes on {hardware.name} cannot talk to each other: {reason}")
+    best = backend or offered[0]
+    through_cpu = hardware_of("cpu").backends()
+    if best in through_cpu or "gloo" not in through_cpu:
+        return best
+    return f"cpu:gloo,{hardware.name}:{best}"
+
+
+# -- checks ------------------------------------------------------------------------------------------
+
+
+def _check(backend: object, timeout: object) -> None:
+    faults = []
+    if timeout is not None and (not isinstance(timeout, timedelta) or timeout <= timedelta(0)):
+        faults.append(Fault("timeout", timeout, "must be a positive datetime.timedelta"))
+    if backend is not None and not isinstance(backend, str):
+        faults.append(Fault("backend", backend, "must be the name of a backend"))
+    if faults:
+        raise ConfigError("process state", faults)
+
+
+def _same_or_raise(
+    state: ProcessState,
+    asked: torch.device | None,
+    backend: str | None,
+    timeout: timedelta | None,
+    init_method: str | None,
+) -> None:
+    """Raise StateError naming every setting that is given and differs from how the process was set up."""
+    differing: list[str] = []
+    if asked is not None and (
+        asked.type != state.device.type or (asked.index is not None and asked.index != state.device.index)
+    ):
+        differing.append(f"device: set up on {state.device}, asked for {asked}")
+    if state.backend is not None:
+        spelled = backend_for(state.hardware, backend) if backend is not None else state.backend
+        if spelled != state.backend:
+            differing.append(f"backend: set up with {state.backend}, asked for {spelled}")
+        if timeout is not None and timeout != state.timeout:
+            differing.append(f"timeout: the group applies {state.timeout}, asked for {timeout}")
+        if init_method is not None and init_method != state.init_method:
+            differing.append(f"init_method: set up with {state.init_method}, asked for {init_method}")
+    if differing:
+        raise StateError(
+            "This process was set up before in another way: " + "; ".join(differing),
+            where=f"rank {state.topology.rank} of {state.topology.world_size}",
+            fix="pass these settings to the first PartialState or Accelerator of the process; "
+            "a test can start over with accel_state.process.reset()",
+        )
+
+
+def _named_in(settings: RunConfig) -> torch.device | None:
+    """Return the device that the environment names (``ACCELERATE_USE_CPU``, ``ACCELERATE_TORCH_DEVICE``)."""
+    if settings.cpu:
+        return torch.device("cpu")
+    return torch.device(settings.torch_device) if settings.torch_device else None
+
+
+def _hardware(asked: torch.device | None) -> Device:
+    hardware = hardware_of(asked.type) if asked is not None else detect()
+    answer = hardware.available()
+    if not answer:
+        raise CapabilityError(f"The device {hardware.name!r} cannot be used: {answer.reason}")
+    return hardware
+
+
+def _as_the_group_says(topology: Topology) -> Topology:
+    """Return the topology with rank and size of the user's group, which are right by definition."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if (topology.rank, topology.world_size) == (rank, world_size):
+        return topology
+    # The environment says something else (often nothing): then all ranks are taken to share this machine,
+    # unless it names the local rank.
+    local: dict[str, Any] = {
+        "local_rank": rank,
+        "local_world_size": world_size,
+        "node_rank": 0,
+        "num_nodes": 1,
+    }
+    return replace(topology, rank=rank, world_size=world_size, source="torch.distributed", **local)
+
+
+def _tell_logging() -> None:
+    try:
+        from accel_core.logging import set_rank_source
+    except ImportError:
+        return
+    set_rank_source(_rank_source)
+
+
+def _rank_source() -> Any:
+    state = _current
+    if state is None:
+        return None
+    return state.topology.rank, state.topology.local_rank, state.collectives.barrier
+
+
+__all__ = ["ProcessState", "backend_for", "current", "rendezvous", "reset", "shutdown", "start"]
