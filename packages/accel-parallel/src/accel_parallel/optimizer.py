@@ -1,0 +1,221 @@
+"""The optimizer wrapper: steps when an accumulation window closes, and only if its gradients are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from accel_core.protocols import Scaler
+from accel_core.window import GradientWindow
+
+
+def place_state(optimizer: Optimizer) -> None:
+    """Move the optimizer's state to where its parameters are, keeping dtypes.
+
+    Step counters that torch keeps on the CPU on purpose stay there.
+    """
+    for group in optimizer.param_groups:
+        follows = bool(group.get("capturable") or group.get("fused"))
+        for parameter in group["params"]:
+            # Not optimizer.state[parameter]: that would create an entry.
+            state = optimizer.state.get(parameter)
+            if not isinstance(state, dict):
+                continue
+            for key, value in state.items():
+                if not isinstance(value, torch.Tensor) or value.device == parameter.device:
+                    continue
+                if key != "step" or follows:
+                    state[key] = value.to(parameter.device)
+
+
+class AcceleratedOptimizer(Optimizer):
+    """An optimizer that acts only at the end of an accumulation window.
+
+    Between the ends, ``step`` and ``zero_grad`` do nothing, so a loop can call them for every
+    micro-batch. With a ``scaler``, ``step`` goes through it and ``step_was_skipped`` tells whether
+    gradients overflowed. Everything else is the wrapped ``optimizer``'s.
+
+    ``device_placement``: state that was loaded before the model was moved follows its parameters.
+    ``window``: by default every call closes a window. ``isinstance(..., torch.optim.Optimizer)`` holds,
+    as learning rate schedulers ask for it; no state is kept twice.
+    """
+
+    def __init__(  # deliberately without super().__init__(): parameters and state belong to the wrapped one
+        self,
+        optimizer: Optimizer,
+        device_placement: bool = True,
+        scaler: Scaler | None = None,
+        *,
+        window: GradientWindow | None = None,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"AcceleratedOptimizer wraps a torch.optim.Optimizer, not {type(optimizer).__name__}"
+            )
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.device_placement = device_placement
+        self.window = window if window is not None else GradientWindow()
+        self._opt_called = False
+        self._skipped: bool | torch.Tensor = False
+        self._unscaled = False
+        if device_placement:
+            place_state(optimizer)
+
+    # -- acting at the end of a window ---------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step if the window is closed; return what the optimizer returns, or None."""
+        if not self.window.sync_gradients:
+            return None
+        if self.scaler is not None:
+            return self._step_scaled(closure)
+        self._opt_called = True
+        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    # torch's schedulers patch `step` of an optimizer unless it bears this mark, to learn whether it
+    # was called before theirs; `_opt_called` is the answer that they then read.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    def _step_scaled(self, closure: Callable[[], Any] | None) -> Any:
+        assert self.scaler is not None
+        reached: list[Any] = []
+        # Fused optimizers are called even on an overflow, and skip by this tensor.
+        watch = self.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: reached.append(getattr(optimizer, "found_inf", None))
+        )
+        try:
+            arguments = {} if closure is None else {"closure": closure}
+            result = self.scaler.step(self.optimizer, **arguments)
+        finally:
+            watch.remove()
+        self.scaler.update()
+        self._unscaled = False
+        if not reached:
+            self._skipped = True
+        else:
+            self._opt_called = True
+            self._skipped = False if reached[0] is None else reached[0]
+        return result
+
+    def zero_grad(self, set_to_none: bool | None = None) -> None:
+        """Clear gradients if the window is closed; ``set_to_none`` defaults to the optimizer's own default."""
+        if not self.window.sync_gradients:
+            return
+        if set_to_none is None:
+            self.optimizer.zero_grad()
+        else:
+            self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def unscale_gradients(self) -> None:
+        """Divide gradients by the loss scale before they are clipped or read; once per step, however often called."""
+        if self.scaler is not None and not self._unscaled:
+            self.scaler.unscale_(self.optimizer)
+            self._unscaled = True
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the latest step was left out because gradients were infinite or NaN."""
+        if isinstance(self._skipped, torch.Tensor):
+            # Read only when asked: on an accelerator this waits for the device.
+            self._skipped = bool(self._skipped.item())
+        return self._skipped
+
+    # -- the wrapped optimizer's own -----------------------------------------------------------
+
+    @property
+    def state(self) -> Any:
+        """The wrapped optimizer's state by parameter."""
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.optimizer.state = value
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The wrapped optimizer's parameter groups."""
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The wrapped optimizer's default hyperparameters."""
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.optimizer.defaults = value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the wrapped optimizer."""
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the wrapped optimizer's state; torch places it beside its parameters."""
+        self.optimizer.load_state_dict(state_dict)
+
+    def train(self) -> None:
+        """Switch an optimizer that has modes (schedule-free ones) to training."""
+        if callable(switch := getattr(self.optimizer, "train", None)):
+            switch()
+
+    def eval(self) -> None:
+        """Switch an optimizer that has modes to evaluation."""
+        if callable(switch := getattr(self.optimizer, "eval", None)):
+            switch()
+
+    def register_step_pre_hook(self, hook: Any) -> Any:
+        """Register the hook on the wrapped optimizer: it runs when a step is really taken."""
+        return self.optimizer.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> Any:
+        """Register the hook on the wrapped optimizer: it runs when a step was really taken."""
+        return self.optimizer.register_step_post_hook(hook)
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register the hook on the wrapped optimizer."""
+        return self.optimizer.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register the hook on the wrapped optimizer."""
+        return self.optimizer.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register the hook on the wrapped optimizer."""
+        return self.optimizer.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        """Register the hook on the wrapped optimizer."""
+        return self.optimizer.register_load_state_dict_post_hook(hook, prepend)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what neither this object nor Optimizer has. Without "optimizer" (a copy being
+        # built) there is nothing to ask, and asking would not end.
+        if name == "optimizer":
+            raise AttributeError(name)
+        return getattr(self.optimizer, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The window belongs to a running loop; a copy that kept its position might never step.
+        return {**self.__dict__, "window": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.window = GradientWindow()
+
+    def __repr__(self) -> str:
+        return f"AcceleratedOptimizer({self.optimizer!r})"
+
+
+__all__ = ["AcceleratedOptimizer", "place_state"]

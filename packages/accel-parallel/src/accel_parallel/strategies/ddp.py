@@ -1,0 +1,123 @@
+"""Every rank has the whole model and its own data; gradients are averaged while backward runs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from accel_core.enums import DDPCommunicationHookType
+from accel_core.errors import CapabilityError, PrepareError
+from accel_core.protocols import StrategyBase, StrategyContext, Unit
+from accel_parallel.gradients import TorchGradients
+from accel_parallel.inspection import check_not_meta, check_not_shared, check_one_device, check_owners
+from accel_parallel.placement import place
+from accel_parallel.states import PlainState
+
+_PASSED_ON = (
+    "dim",
+    "broadcast_buffers",
+    "bucket_cap_mb",
+    "find_unused_parameters",
+    "check_reduction",
+    "gradient_as_bucket_view",
+    "static_graph",
+)
+"""The fields of ``DistributedDataParallelKwargs`` that torch's container takes by the same name."""
+
+
+class DataParallel(StrategyBase):
+    """Share the model with ``torch.nn.parallel.DistributedDataParallel``.
+
+    ``context.settings["ddp"]`` may hold a ``DistributedDataParallelKwargs``. ``context.collectives``
+    may have an attribute ``process_group``, the torch process group that it runs on; without it, or
+    with None, the default group is used, and it must have as many ranks as the collectives.
+    """
+
+    name = "ddp"
+
+    def __init__(self, context: StrategyContext) -> None:
+        self.context = context
+        self.batches = context.collectives
+        self.gradients = TorchGradients()
+        self.states = PlainState(context.collectives)
+        self._group = getattr(context.collectives, "process_group", None)
+        self._arguments = _arguments(context.settings.get("ddp"))
+
+    def check(self, unit: Unit) -> None:
+        """Raise PrepareError for a unit that cannot be shared."""
+        check_not_meta(unit)
+        check_not_shared(unit)
+        check_one_device(unit, self.context.device)
+        check_owners(unit)
+        self._check_group()
+
+    def _check_group(self) -> None:
+        size = dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else None
+        if size != self.batches.world_size:
+            raise PrepareError(
+                f"The strategy {self.name!r} has collectives of {self.batches.world_size} rank(s), but torch's process "
+                f"group has {'not been started' if size is None else f'{size}'}",
+                where=f"rank {self.batches.rank}",
+                fix="start the process group first (PartialState or Accelerator does), or use the strategy 'single'",
+            )
+
+    def wrap(self, unit: Unit) -> Unit:
+        """Return the unit ready to train: placed, in the precision, in torch's container.
+
+        Units for evaluation and models without trainable parameters have no gradients to average, and
+        stay out of the container.
+        """
+        self.check(unit)
+        place(unit, self.context.device)
+        model = self.context.precision.convert(unit.model)
+        if unit.evaluation or not any(parameter.requires_grad for parameter in model.parameters()):
+            return replace(unit, model=model)
+        return replace(unit, model=self._share(model))
+
+    def _share(self, model: nn.Module) -> nn.Module:
+        device = next(model.parameters()).device
+        return DistributedDataParallel(
+            model,
+            # Only numbered devices take ids; on the CPU torch refuses them.
+            device_ids=None if device.index is None or device.type == "cpu" else [device.index],
+            process_group=self._group,
+            **self._arguments,
+        )
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """Return the module inside torch's container."""
+        if isinstance(model, DistributedDataParallel):
+            inner: nn.Module = model.module
+            return inner
+        return model
+
+    def backward(self, loss: torch.Tensor, *, sync: bool = True, **kwargs: Any) -> None:
+        """Compute gradients; the container averages them unless forward ran under ``no_sync``."""
+        loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the container's context in which gradients stay local; an empty one for other models."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _arguments(settings: Any) -> dict[str, Any]:
+    if settings is None:
+        return {}
+    for name in ("comm_hook", "comm_wrapper"):
+        hook = getattr(settings, name, DDPCommunicationHookType.NO)
+        if hook != DDPCommunicationHookType.NO:
+            raise CapabilityError(
+                f"Gradient communication hooks are not supported by this version: {name}={str(hook)!r}",
+                where="DistributedDataParallelKwargs",
+                fix=f"leave {name} out",
+            )
+    return {name: getattr(settings, name) for name in _PASSED_ON if hasattr(settings, name)}
+
+
+__all__ = ["DataParallel"]

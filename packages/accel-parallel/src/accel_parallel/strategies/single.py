@@ -1,0 +1,50 @@
+"""One process has the model to itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel_core.protocols import StrategyBase, StrategyContext, Unit
+from accel_parallel.gradients import TorchGradients
+from accel_parallel.inspection import check_not_meta, check_not_shared, check_owners
+from accel_parallel.placement import place
+from accel_parallel.states import PlainState
+
+
+class Single(StrategyBase):
+    """Train on one device: the model is placed and converted to the precision, and not wrapped."""
+
+    name = "single"
+
+    def __init__(self, context: StrategyContext) -> None:
+        self.context = context
+        self.batches = context.collectives
+        self.gradients = TorchGradients()
+        self.states = PlainState(context.collectives)
+
+    def check(self, unit: Unit) -> None:
+        """Raise PrepareError for models without values, models that are shared already and stray optimizers."""
+        check_not_meta(unit)
+        check_not_shared(unit)
+        check_owners(unit)
+
+    def wrap(self, unit: Unit) -> Unit:
+        """Return the unit with its model on the device and in the precision: the same objects."""
+        self.check(unit)
+        place(unit, self.context.device)
+        return replace(unit, model=self.context.precision.convert(unit.model))
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """Return the model as it is."""
+        return model
+
+    def backward(self, loss: torch.Tensor, *, sync: bool = True, **kwargs: Any) -> None:
+        """Compute gradients; ``kwargs`` are those of ``torch.Tensor.backward``."""
+        loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+
+
+__all__ = ["Single"]
