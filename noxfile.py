@@ -86,10 +86,10 @@ def pytest(session: nox.Session, *arguments: str, python: str | None = None) -> 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Train on the real handwritten digits, data-parallel on two processes."""
-    script_path = ROOT / "docs" / "examples" / "digits.py"
-    launch = (script("accel"), "launch", "--cpu", "--num_processes", "2")
-    session.run(*launch, str(script_path), *session.posargs, env=BASE, external=True)
+    """Train on the real handwritten digits: the same script on two processes, on one, and in bf16."""
+    for options in (("--num_processes", "2"), (), ("--mixed_precision", "bf16")):
+        launch = (script("accel"), "launch", "--cpu", *options, "docs/examples/digits.py")
+        session.run(*launch, *session.posargs, env=BASE, external=True)
 
 
 @nox.session

@@ -1,6 +1,7 @@
 """Run nox sessions on a machine that has only Python and pip.
 
     python3 tools/bootstrap.py SESSION... [-- ARGS]
+    python3 tools/bootstrap.py list
 
 Makes a small environment in ``.nox/`` with nox and uv on first use, then starts nox. A session may be one of
 noxfile.py or a group named below; what follows ``--`` goes to the sessions.
@@ -38,16 +39,8 @@ def main(arguments: list[str]) -> int:
     sessions = [session for name in names for session in GROUPS.get(name, [name])]
     python = ready()
     environment = {**os.environ, **uv_environment()}
-    command = [
-        str(python),
-        "-m",
-        "nox",
-        "--noxfile",
-        str(ROOT / "noxfile.py"),
-        "--sessions",
-        *sessions,
-        *rest,
-    ]
+    what = ["--list"] if names == ["list"] else ["--sessions", *sessions, *rest]
+    command = [str(python), "-m", "nox", "--noxfile", str(ROOT / "noxfile.py"), *what]
     return subprocess.run(command, check=False, env=environment).returncode
 
 

@@ -59,7 +59,7 @@ def test_the_block_blocks() -> None:
 
 
 def test_the_packages_that_need_no_torch() -> None:
-    assert {package.dist for package in TORCHLESS} == {"accel-core", "accel-trackers", "accel-cli"}
+    assert {package.dist for package in TORCHLESS} >= {"accel-core", "accel-trackers", "accel-cli"}
 
 
 @pytest.mark.parametrize("package", TORCHLESS, ids=by_name)
