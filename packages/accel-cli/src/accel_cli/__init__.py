@@ -1,3 +1,12 @@
 """The accel command line; starts without torch."""
 
+from typing import TYPE_CHECKING
+
+from accel_core.lazy import lazy_door
+
 from .__about__ import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .main import main as main
+
+__getattr__, __dir__ = lazy_door(__name__, {"main": ".main"})

@@ -1,0 +1,39 @@
+"""What this version cannot do is refused by name, wherever it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accel_core.errors import Fault
+
+from .later_options import LATER
+
+REASON = "is not available in this version of accel"
+_DROP = "leave it out; nothing is started, because running without it would be another training run"
+
+_NEUTRAL = {"dynamo_backend": frozenset({"no", "NO"})}
+
+
+def refused_options(given: Mapping[str, Any]) -> list[Fault]:
+    """Return a fault for every given option that this version would have to ignore.
+
+    The documented default asks for nothing, so it passes.
+    """
+    faults = []
+    for group in LATER:
+        for option in group.options:
+            if option.turns or option.name not in given:
+                continue
+            value = given[option.name]
+            if _neutral(option.name, value, option.default):
+                continue
+            faults.append(Fault(f"--{option.name}", value, REASON, _DROP))
+    return faults
+
+
+def _neutral(name: str, value: object, default: object) -> bool:
+    return value == default or value in _NEUTRAL.get(name, ())
+
+
+__all__ = ["REASON", "refused_options"]

@@ -1,0 +1,118 @@
+"""Several processes: hand over to torch's elastic launcher, in an interpreter of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from accel_core.errors import LaunchError
+from accel_core.protocols.command import LaunchSpec
+
+from ..interpreter import command_line
+from ..target import check_target
+from .exec import become
+
+OPTIONS = frozenset(
+    {
+        "role",
+        "rdzv_backend",
+        "rdzv_conf",
+        "max_restarts",
+        "monitor_interval",
+        "log_dir",
+        "tee",
+        "quiet",
+        "debug",
+    }
+)
+
+
+class ElasticLauncher:
+    """Start the processes of this machine through ``torch.distributed.run``, and wait for them.
+
+    This process is replaced by the one that imports torch, so there is one parent only: it gets
+    the signals, passes them on to the workers, and exits as the first worker that failed.
+    """
+
+    name = "elastic"
+
+    def check(self, spec: LaunchSpec) -> None:
+        """Raise LaunchError for what cannot be started: sizes, addresses, a busy port, no such script."""
+        unknown = sorted(set(spec.options) - OPTIONS)
+        if unknown:
+            raise LaunchError(f"The elastic launcher has no option {', '.join(unknown)}")
+        per_machine, left = divmod(spec.num_processes, spec.num_machines)
+        if left or not per_machine:
+            raise LaunchError(
+                f"{spec.num_processes} processes cannot be shared equally by {spec.num_machines} machines",
+                fix=f"make --num_processes (over all machines) a multiple of {spec.num_machines}",
+            )
+        if not 0 <= spec.machine_rank < spec.num_machines:
+            raise LaunchError(
+                f"--machine_rank {spec.machine_rank} is not one of the {spec.num_machines} machines",
+                fix=f"number them from 0 to {spec.num_machines - 1}",
+            )
+        if spec.num_machines > 1 and not (spec.main_address and spec.main_port):
+            raise LaunchError(
+                "Several machines need to know where machine 0 is",
+                fix="give --main_process_ip and --main_process_port, the same on every machine",
+            )
+        check_target(spec)
+        if spec.main_port and spec.machine_rank == 0:
+            check_port(spec.main_port)
+
+    def launch(self, spec: LaunchSpec) -> NoReturn:
+        """Become the launcher process; never return."""
+        # -P: a file of the user's beside the script, say logging.py, must not shadow what torch imports.
+        words = [sys.executable, "-P", "-m", "accel_cli.launchers._elastic_main", *_mode(spec)]
+        become([*words, *torchrun_arguments(spec)], {**os.environ, **spec.environment})
+
+
+def _mode(spec: LaunchSpec) -> list[str]:
+    return [f"--{name}" for name in ("quiet", "debug") if spec.options.get(name) == "true"] + ["--"]
+
+
+def torchrun_arguments(spec: LaunchSpec) -> list[str]:
+    """Return ``spec`` in the words of torchrun's own command line."""
+    options = dict(spec.options)
+    backend = options.get("rdzv_backend", "static")
+    address = spec.main_address or "127.0.0.1"
+    words = [
+        f"--nnodes={spec.num_machines}",
+        f"--nproc-per-node={spec.num_processes // spec.num_machines}",
+        f"--rdzv-backend={backend}",
+    ]
+    if backend == "static":
+        # Port 0 stands for "a free one": it is chosen as late as possible, see _elastic_main.
+        words += [
+            f"--node-rank={spec.machine_rank}",
+            f"--master-addr={address}",
+            f"--master-port={spec.main_port or 0}",
+        ]
+    else:
+        words += [f"--rdzv-endpoint={address}:{spec.main_port or 0}", "--rdzv-id=accel"]
+    for name in ("role", "rdzv_conf", "max_restarts", "monitor_interval", "log_dir", "tee"):
+        if options.get(name):
+            words.append(f"--{name.replace('_', '-')}={options[name]}")
+    return [*words, "--no-python", *command_line(spec, unbuffered=True)]
+
+
+def check_port(port: int) -> None:
+    """Raise LaunchError when somebody on this machine listens on ``port`` already."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the rendezvous does: connections that are only waiting for their time-out are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise LaunchError(
+                f"Port {port} cannot be used on this machine: {error.strerror}",
+                where="--main_process_port (or main_process_port in the config file)",
+                fix="take another port, or 0 for a free one; another run may still be using this one",
+            ) from error
+
+
+__all__ = ["OPTIONS", "ElasticLauncher", "check_port", "torchrun_arguments"]
