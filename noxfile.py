@@ -58,8 +58,9 @@ SLOW = {
 BASE = {"OMP_NUM_THREADS": "1", **uv_environment()}
 
 
+@functools.cache
 def shared() -> str:
-    """Return the Python of the shared environment, up to date."""
+    """Return the Python of the shared environment, brought up to date once per run of nox."""
     return str(environments.shared(BASE))
 
 
@@ -193,10 +194,9 @@ def gpu(session: nox.Session) -> None:
 @nox.session
 def ci(session: nox.Session) -> None:
     """Run what .ci/run adds to the tests: static checks, wheels, demo, slow suites that are concerned."""
-    since = session.posargs[0] if session.posargs else os.environ.get("CHANGED_SINCE")
-    files = changed_packages.changed_files(since)
+    files = changed_packages.changed_files(os.environ.get("CHANGED_SINCE"))
     concerned = [name for name, covered in SLOW.items() if changed_packages.touches(files, covered)]
     for name in ["lint", "types", "layers", "api", "no_torch", "wheels", "demo", *concerned]:
-        session.notify(name, posargs=[])
+        session.notify(name)
     for name in SLOW.keys() - set(concerned):
         session.log(f"{name}: nothing that it covers has changed")
