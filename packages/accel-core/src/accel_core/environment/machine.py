@@ -1,0 +1,22 @@
+"""Variables of the machine and of other tools that accel reads or sets."""
+
+from __future__ import annotations
+
+HF_HOME = "HF_HOME"
+"""The folder of the Hugging Face tools; the configuration file is in its folder ``accelerate``."""
+XDG_CACHE_HOME = "XDG_CACHE_HOME"
+"""The user's cache folder, ``~/.cache`` when not set."""
+OMP_NUM_THREADS = "OMP_NUM_THREADS"
+"""CPU threads of each process; set by the launcher from ``--num_cpu_threads_per_process``."""
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+"""The GPUs that processes may see; set by the launcher from ``--gpu_ids``."""
+KMP_AFFINITY = "KMP_AFFINITY"
+"""How Intel's OpenMP binds threads; set by the launcher for training on CPUs."""
+KMP_BLOCKTIME = "KMP_BLOCKTIME"
+"""Milliseconds that an idle thread of Intel's OpenMP spins; set by the launcher for training on CPUs."""
+XLA_USE_BF16 = "XLA_USE_BF16"
+"""Whether a TPU casts float tensors to bf16."""
+XLA_DOWNCAST_BF16 = "XLA_DOWNCAST_BF16"
+"""Whether a TPU casts float tensors to bf16 and double tensors to float."""
+SM_MODEL_DIR = "SM_MODEL_DIR"
+"""The folder that Amazon SageMaker uploads after training."""
