@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
+import tomllib
 
 import pytest
 import yaml
+
 from workspace import ROOT, packages
 
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -30,8 +32,6 @@ def test_the_required_check_waits_for_all_jobs():
 
 
 def test_the_matrix_holds_every_python_that_the_packages_name():
-    import tomllib
-
     text = (packages()[0].path / "pyproject.toml").read_text()
     prefix = "Programming Language :: Python :: "
     lines = tomllib.loads(text)["project"]["classifiers"]
