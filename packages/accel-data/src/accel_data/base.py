@@ -1,0 +1,190 @@
+"""What sharded and dispatched loaders share: they are torch loaders, rebuilt with nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch.utils.data import DataLoader
+
+from accel_core.window import LoaderCursor
+
+from .batches import BatchSamplerShard, Tail
+from .plan import LoaderPlan
+
+
+class PreparedLoader(DataLoader[Any]):
+    """A torch loader that follows a :class:`~accel_data.plan.LoaderPlan`."""
+
+    _plan: LoaderPlan
+    _started: bool
+    split_batches = False
+
+    @classmethod
+    def rebuild(cls, loader: DataLoader[Any], plan: LoaderPlan, **replaced: Any) -> Self:
+        """Return ``loader`` as a prepared one: every attribute kept but the ``replaced``.
+
+        A user's subclass stays one: the class of the result inherits from both, so its own ``__iter__``
+        is what the result reads from.
+        """
+        base: Any = type(loader)
+        if base is DataLoader or issubclass(cls, base):
+            target: Any = cls
+        else:
+            target = type(f"{cls.__name__}Of{base.__name__}", (cls, base), {"__module__": base.__module__})
+        # Not through __init__: a subclass may take other arguments, and torch may have new settings.
+        new: Self = object.__new__(target)
+        new.__dict__.update(loader.__dict__)
+        new.__dict__.update(replaced, _iterator=None)
+        new._adopt(plan)
+        return new
+
+    def _adopt(self, plan: LoaderPlan) -> None:
+        self.__dict__["_plan"] = plan
+        self.__dict__["_started"] = False
+        if plan.epoch.value:
+            self.set_epoch(plan.epoch.value)
+
+    # -- documented attributes -------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where batches are put; None leaves them where they are."""
+        return self._plan.device
+
+    @device.setter
+    def device(self, device: torch.device | str | None) -> None:
+        self._plan.device = None if device is None else torch.device(device)
+
+    @property
+    def iteration(self) -> int:
+        """The epoch; it moves on by one at the end of each full iteration."""
+        return self._plan.epoch.value
+
+    @iteration.setter
+    def iteration(self, value: int) -> None:
+        self._plan.epoch.value = value
+
+    @property
+    def skip_batches(self) -> int:
+        """Batches that the coming iteration leaves out."""
+        return self._plan.skip
+
+    @property
+    def rng_types(self) -> list[str]:
+        """Random generators that ranks synchronise at each iteration."""
+        return list(self._plan.rng_types)
+
+    @property
+    def synchronized_generator(self) -> torch.Generator | None:
+        """The user's own generator, whose state follows rank 0's."""
+        return self._plan.generator
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to ``epoch``: samplers and datasets with a ``set_epoch`` of their own are told."""
+        plan = self._plan
+        if self._started and epoch != plan.epoch.value:
+            plan.skip = 0
+        plan.epoch.value = epoch
+        self._tell_all(epoch)
+
+    def get_sampler(self) -> Any:
+        """Return the sampler that decides the order of the samples."""
+        owner = self._sampler_owner()
+        return self.sampler if owner is None else owner.sampler
+
+    def set_sampler(self, sampler: Any) -> None:
+        """Replace the sampler that decides the order of the samples."""
+        owner = self._sampler_owner()
+        if owner is not None:
+            owner.sampler = sampler
+        self.__dict__["sampler"] = sampler
+
+    @property
+    def total_batch_size(self) -> int | None:
+        """Samples of a full batch over all ranks; None when batches have no fixed size."""
+        batches = self.batch_sampler
+        if isinstance(batches, BatchSamplerShard):
+            return batches.round_size
+        size = getattr(batches, "batch_size", self.batch_size)
+        return None if size is None else self._ranks_per_batch() * int(size)
+
+    @property
+    def total_dataset_length(self) -> int:
+        """Samples of the whole dataset, before sharding."""
+        return len(getattr(self.dataset, "unsharded", self.dataset))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        """Return the batches that the next iteration gives to this rank."""
+        return max(0, self._full_length() - self._plan.skip)
+
+    # -- for the two kinds -----------------------------------------------------------------------
+
+    def _full_length(self) -> int:
+        return super().__len__()
+
+    def _ranks_per_batch(self) -> int:
+        return 1
+
+    def _sampler_owner(self) -> Any:
+        owner: Any = self.batch_sampler
+        while isinstance(owner, BatchSamplerShard):
+            owner = owner.batch_sampler
+        return owner if hasattr(owner, "sampler") else None
+
+    @staticmethod
+    def _tell(target: Any, epoch: int) -> bool:
+        tell = getattr(target, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
+        return callable(tell)
+
+    def _tell_all(self, epoch: int) -> None:
+        """Tell the epoch to every sampler and to the dataset, each once."""
+        told: list[Any] = []
+        pending = [self.batch_sampler, self.sampler]
+        while pending:
+            target = pending.pop()
+            if target is None or any(target is other for other in told):
+                continue
+            told.append(target)
+            self._tell(target, epoch)
+            pending += [getattr(target, "sampler", None), getattr(target, "batch_sampler", None)]
+        if self._tell(getattr(self.dataset, "unsharded", self.dataset), epoch):
+            # Living workers hold an older copy of the dataset; new ones get the present one.
+            self._iterator = None
+
+    def _finish(self) -> None:
+        """Note a full iteration: the next one is the next epoch, from its first batch."""
+        plan = self._plan
+        plan.skip = 0
+        plan.epoch.value += 1
+        self._tell_all(plan.epoch.value)
+
+    def _open(self) -> tuple[Iterator[Any], Tail, int]:
+        """Start torch's own iteration; return it, what it will know about its end, and the batches to drop."""
+        plan = self._plan
+        plan.begin()
+        self.__dict__["_started"] = True
+        batches = self.batch_sampler
+        if isinstance(batches, BatchSamplerShard):
+            batches.start = plan.skip
+            iterator = iter(super().__iter__())
+            return iterator, batches.tail, 0
+        return iter(super().__iter__()), Tail(), plan.skip
+
+    def _known_length(self) -> int | None:
+        """Return the batches ahead where they follow from the samplers, not from a dataset's claim."""
+        if self._dataset_kind != 0:
+            return None
+        try:
+            return len(self)
+        except (TypeError, NotImplementedError):
+            return None
+
+    def _cursor(self) -> LoaderCursor:
+        return LoaderCursor(self)
+
+
+__all__ = ["PreparedLoader"]

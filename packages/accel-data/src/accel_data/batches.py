@@ -1,0 +1,260 @@
+"""One rank's batches of a batch sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, cycle, islice
+from typing import Any
+from zlib import crc32
+
+from torch.utils.data import BatchSampler
+
+from accel_core.errors import DataError, PrepareError
+
+from .order import Reading, local_slices, reading_of
+
+
+class Tail:
+    """What a walk knows about its last batch; complete once the walk has ended."""
+
+    __slots__ = ("fingerprint", "valid", "walked", "world_batch")
+
+    def __init__(self) -> None:
+        self.valid: int | None = None
+        """Real samples of the last batch over all ranks; None when all are."""
+        self.world_batch: int | None = None
+        """Samples of the last batch over all ranks, padding included; None when not known."""
+        self.walked = False
+        """The order came from a sampler that is walked, so ranks could disagree on it."""
+        self.fingerprint = 0
+        """A checksum of the first round of a walk."""
+
+
+class BatchSamplerShard(BatchSampler):
+    """Give one rank its part of every round of a batch sampler.
+
+    ``split_batches=False``: rank r gets batches r, r + W, r + 2W, ... of the ``W = num_processes`` ranks;
+    the batch size is that of one rank. ``split_batches=True``: each batch is cut into W equal parts; the
+    batch size is that of the world and must divide by W.
+
+    ``even_batches=True``: the last round is completed with the first samples of the epoch, so that all
+    ranks get the same number of batches of the same size; padding always comes last in rank order.
+    False: the last round ends where the data ends; some ranks get a short batch or none.
+    With ``drop_last`` an incomplete round is dropped on every rank. One process changes nothing.
+
+    A plain torch ``BatchSampler`` over a sequential, random, seedable or list-like sampler is read by
+    index arithmetic: a local batch costs the same on 512 ranks as on 1. Any other sampler or batch
+    sampler is walked in full by every rank, as it must be.
+
+    Raises:
+        PrepareError: rank outside of the world, a batch size that does not divide by W, or even batches
+            of a batch sampler that has no ``batch_size``.
+        DataError: while iterating, a batch in the middle that cannot be cut into W parts.
+    """
+
+    def __init__(
+        self,
+        batch_sampler: Any,
+        num_processes: int = 1,
+        process_index: int = 0,
+        split_batches: bool = False,
+        even_batches: bool = True,
+    ) -> None:
+        self.batch_sampler = batch_sampler
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.split_batches = split_batches
+        self.even_batches = even_batches
+        self.batch_size = getattr(batch_sampler, "batch_size", None)  # type: ignore[assignment]
+        self.drop_last = bool(getattr(batch_sampler, "drop_last", False))
+        self.start = 0
+        """Local batches that the next iteration leaves out; it goes back to 0 by itself."""
+        self.tail = Tail()
+        """What is known about the last batch of the latest iteration."""
+        self._check()
+
+    def _check(self) -> None:
+        size, world = self.batch_size, self.num_processes
+        if not 0 <= self.process_index < world:
+            raise PrepareError(
+                f"process_index={self.process_index} is not one of {world} processes",
+                where="BatchSamplerShard",
+                fix=f"pass a process_index from 0 to {world - 1}",
+            )
+        if self.split_batches and size is not None and size % world:
+            raise PrepareError(
+                f"batch_size={size} cannot be split into {world} equal parts",
+                where="BatchSamplerShard(split_batches=True)",
+                fix=f"use a batch size that divides by {world}, or split_batches=False",
+            )
+        if size is None and self.even_batches and not self.split_batches and world > 1:
+            raise PrepareError(
+                f"the batch sampler {type(self.batch_sampler).__name__} has no batch_size, so its last "
+                "round cannot be completed to equal batches",
+                where="BatchSamplerShard(even_batches=True)",
+                fix="give it a batch_size attribute, or pass even_batches=False and expect ranks to end "
+                "at different steps",
+            )
+
+    # -- sizes -----------------------------------------------------------------------------------
+
+    @property
+    def sampler(self) -> Any:
+        """The sampler under the batch sampler, or None."""
+        return getattr(self.batch_sampler, "sampler", None)
+
+    @sampler.setter
+    def sampler(self, sampler: Any) -> None:
+        self.batch_sampler.sampler = sampler
+
+    @property
+    def total_length(self) -> int:
+        """Batches of the whole batch sampler, before sharding."""
+        return len(self.batch_sampler)
+
+    @property
+    def local_size(self) -> int | None:
+        """Samples of a full batch of one rank; None when batches have no fixed size."""
+        if self.batch_size is None:
+            return None
+        return self.batch_size // self.num_processes if self.split_batches else self.batch_size
+
+    @property
+    def round_size(self) -> int | None:
+        """Samples of a full round over all ranks; None when batches have no fixed size."""
+        size = self.local_size
+        return None if size is None else size * self.num_processes
+
+    def _plain(self) -> bool:
+        return type(self.batch_sampler) is BatchSampler
+
+    def _reading(self) -> Reading | None:
+        return reading_of(self.batch_sampler.sampler) if self._plain() else None
+
+    def __len__(self) -> int:
+        world, rank = self.num_processes, self.process_index
+        if self._plain():
+            size = self.batch_size // world if self.split_batches else self.batch_size
+            full, rest = divmod(len(self.batch_sampler.sampler), size * world)
+            if self.drop_last or not rest:
+                return int(full)
+            return int(full) + (1 if self.even_batches or rest > rank * size else 0)
+        total = len(self.batch_sampler)
+        if self.split_batches:
+            return total
+        full, rest = divmod(total, world)
+        if self.drop_last or not rest:
+            return full
+        return full + (1 if self.even_batches or rest > rank else 0)
+
+    # -- iteration -------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        start, self.start = self.start, 0
+        self.tail = tail = Tail()
+        reading = self._reading()
+        if reading is not None:
+            return self._arithmetic(reading, tail, start)
+        if self.num_processes == 1:
+            return islice(iter(self.batch_sampler), start, None)
+        tail.walked = True
+        rounds = self._split_rounds() if self.split_batches else self._whole_rounds()
+        return self._walk(rounds, tail, start)
+
+    def _arithmetic(self, reading: Reading, tail: Tail, start: int) -> Iterator[list[Any]]:
+        world, rank = self.num_processes, self.process_index
+        size = self.batch_size // world if self.split_batches else self.batch_size
+        stride = size * world
+        total = reading.length()
+        full = total // stride * stride
+        rest = 0 if self.drop_last else total - full
+        padded = bool(rest) and self.even_batches and world > 1
+        tail.valid = rest if padded else None
+        tail.world_batch = rest if rest and not padded else stride
+
+        def batches() -> Iterator[list[Any]]:
+            # Drawn at the first batch, where plain torch draws: later use of the same generator agrees.
+            order = reading.draw()
+            yield from local_slices(order, start * stride + rank * size, full, stride, size)
+            if rest and start * stride <= full:
+                at = full + rank * size
+                if padded:
+                    yield [order[place % total] for place in range(at, at + size)]
+                elif at < total:
+                    yield list(order[at : min(at + size, total)])
+            if reading.finish is not None:
+                reading.finish()
+
+        return batches()
+
+    def _walk(self, rounds: Iterator[Round], tail: Tail, start: int) -> Iterator[list[Any]]:
+        rank = self.process_index
+        for number, (batches, valid) in enumerate(rounds):
+            if number == 0:
+                tail.fingerprint = crc32(repr(batches).encode()) & 0x3FFFFFFF
+            tail.valid = valid
+            tail.world_batch = sum(map(len, batches))
+            if number >= start and rank < len(batches) and batches[rank]:
+                yield batches[rank]
+
+    def _whole_rounds(self) -> Iterator[Round]:
+        """Yield the batches of each round, one for each rank."""
+        world = self.num_processes
+        walk = iter(self.batch_sampler)
+        first: list[Any] = []
+        wanted = world * (self.batch_size or 0) if self.even_batches else 0
+        ahead = [list(batch) for batch in islice(walk, world)]
+        while ahead:
+            batches = ahead
+            if len(first) < wanted:
+                first.extend(chain.from_iterable(batches))
+            ahead = [list(batch) for batch in islice(walk, world)]
+            if ahead or (len(batches) == world and self.drop_last):
+                yield batches, None
+            elif not self.drop_last:
+                yield self._complete(batches, first) if self.even_batches else (batches, None)
+
+    def _complete(self, batches: list[list[Any]], first: list[Any]) -> Round:
+        """Fill the last batch and the missing ones with the first samples, again and again if need be."""
+        size, real = self.batch_size, sum(map(len, batches))
+        fill = cycle(first)
+        batches[-1].extend(islice(fill, max(0, size - len(batches[-1]))))
+        batches.extend(list(islice(fill, size)) for _ in range(self.num_processes - len(batches)))
+        return batches, None if sum(map(len, batches)) == real else real
+
+    def _split_rounds(self) -> Iterator[Round]:
+        """Yield each batch cut into one part for each rank."""
+        world = self.num_processes
+        walk = iter(self.batch_sampler)
+        first: list[Any] = []
+        ahead = next(walk, None)
+        number = 0
+        while ahead is not None:
+            batch = list(ahead)
+            ahead = next(walk, None)
+            full = -(-len(batch) // world) * world
+            if ahead is None:
+                full = max(full, self.batch_size or 0)
+            if len(first) < max(full, self.batch_size or 0):
+                first.extend(batch)
+            size = full // world
+            real = len(batch)
+            if real % world and ahead is not None:
+                raise DataError(
+                    f"batch {number} has {real} samples and cannot be split into {world} equal parts",
+                    where=f"rank {self.process_index}, {type(self.batch_sampler).__name__}",
+                    fix=f"yield batches whose size divides by {world}, or use split_batches=False",
+                )
+            if self.even_batches:
+                batch.extend(islice(cycle(first), full - real))
+            elif real < full and self.drop_last:
+                return
+            parts = [batch[at : at + size] for at in range(0, full, size)]
+            yield parts, real if len(batch) > real else None
+            number += 1
+
+
+Round = tuple[list[list[Any]], int | None]
+"""The batches of all ranks, and how many samples are real when some are padding."""
+
+__all__ = ["BatchSamplerShard", "Tail"]

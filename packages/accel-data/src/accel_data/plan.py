@@ -1,0 +1,99 @@
+"""What a prepared loader was told at ``prepare``: decided once, read at the start of each iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accel_core.enums import RNGType
+from accel_core.errors import PrepareError, UnknownNameError
+from accel_core.protocols.collectives import Collectives, LonelyCollectives
+from accel_core.window import GradientWindow
+
+from .order import epoch_seed
+
+Synchronize = Callable[[Sequence[str], "torch.Generator | None"], None]
+
+
+@dataclass(slots=True)
+class EpochCounter:
+    """The epoch of a loader; a loader and those that skip its first batches share one."""
+
+    value: int = 0
+
+
+@dataclass(slots=True)
+class Seeding:
+    """The generator that was given to a sampler which had none, and the seed of its epochs."""
+
+    generator: torch.Generator
+    seed: int
+
+    def begin(self, epoch: int) -> None:
+        """Put the generator where ``epoch`` starts."""
+        self.generator.manual_seed(epoch_seed(self.seed, epoch))
+
+
+@dataclass(slots=True)
+class LoaderPlan:
+    """Settings of a prepared loader."""
+
+    device: torch.device | None = None
+    non_blocking: bool = False
+    rng_types: tuple[str, ...] = ()
+    generator: torch.Generator | None = None
+    """The user's own generator, whose state rank 0 sends out at each iteration."""
+    skip: int = 0
+    """Local batches left out of the first iteration."""
+    epoch: EpochCounter = field(default_factory=EpochCounter)
+    collectives: Collectives = field(default_factory=LonelyCollectives)
+    window: GradientWindow = field(default_factory=GradientWindow)
+    synchronize: Synchronize | None = None
+    seeding: Seeding | None = None
+    watch_ends: bool = False
+    """Ranks read a stream each: they tell each other about its end, so that none waits for ever."""
+
+    def begin(self) -> None:
+        """Bring the generators of all ranks to the start of the epoch."""
+        if self.seeding is not None:
+            self.seeding.begin(self.epoch.value)
+        types = self.rng_types
+        if self.collectives.world_size == 1 or not types:
+            return
+        if self.generator is None:
+            types = tuple(kind for kind in types if kind != "generator")
+        if types:
+            (self.synchronize or self._send_states)(types, self.generator)
+
+    def _send_states(self, types: Sequence[str], generator: torch.Generator | None) -> None:
+        """Synchronise what plain torch can; used when no ``synchronize`` was given."""
+        for kind in types:
+            if kind == "generator" and generator is not None:
+                state = self.collectives.broadcast_object(generator.get_state())
+                generator.set_state(state)
+            elif kind == "torch":
+                torch.set_rng_state(self.collectives.broadcast_object(torch.get_rng_state()))
+            else:
+                raise PrepareError(
+                    f"accel-data alone cannot synchronise random generators of type {kind!r}",
+                    where=f"rng_types={list(types)}",
+                    fix="pass synchronize=, for example accel_state.synchronize_rng_states",
+                )
+
+
+def check_rng_types(types: Sequence[Any] | None) -> tuple[str, ...]:
+    """Return the names of the generators to synchronise; unknown ones are an error."""
+    if types is None:
+        return ()
+    if isinstance(types, str):
+        types = [types]
+    known = RNGType.list()
+    for kind in types:
+        if str(kind) not in known:
+            raise UnknownNameError("rng_types entry", str(kind), known)
+    return tuple(str(kind) for kind in types)
+
+
+__all__ = ["EpochCounter", "LoaderPlan", "Seeding", "Synchronize", "check_rng_types"]

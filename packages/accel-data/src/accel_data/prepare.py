@@ -1,0 +1,195 @@
+"""From a torch loader to one that reads this rank's part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accel_core.errors import PrepareError
+from accel_core.protocols.collectives import Collectives, LonelyCollectives
+from accel_core.window import GradientWindow
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+
+from .base import PreparedLoader
+from .batches import BatchSamplerShard
+from .checks import check_in_order, check_loader, mesh_place, samplers_of
+from .order import fresh_seed
+from .plan import LoaderPlan, Seeding, Synchronize, check_rng_types
+from .samplers import SeedableRandomSampler
+from .shard import DataLoaderShard
+from .stream import CarryValidity, IterableDatasetShard, count_rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """How the data is divided."""
+
+    num_processes: int
+    process_index: int
+    split_batches: bool
+    even_batches: bool
+
+
+def prepare_data_loader(
+    dataloader: DataLoader[Any],
+    device: torch.device | str | None = None,
+    num_processes: int | None = None,
+    process_index: int | None = None,
+    split_batches: bool = False,
+    put_on_device: bool = False,
+    rng_types: Sequence[Any] | None = None,
+    dispatch_batches: bool | None = None,
+    even_batches: bool = True,
+    slice_fn_for_dispatch: Callable[..., Any] | None = None,
+    use_seedable_sampler: bool = False,
+    data_seed: int | None = None,
+    non_blocking: bool = False,
+    use_stateful_dataloader: bool = False,
+    torch_device_mesh: Any = None,
+    *,
+    collectives: Collectives | None = None,
+    window: GradientWindow | None = None,
+    synchronize: Synchronize | None = None,
+) -> PreparedLoader:
+    """Return ``dataloader`` rebuilt to read this rank's part, with every other setting kept.
+
+    ``num_processes`` and ``process_index`` default to those of ``collectives`` (one process without it).
+    ``dispatch_batches=True``: rank 0 alone reads and sends each rank its part; None and False: each rank
+    reads its own part, iterable datasets included. ``rng_types`` defaults to ``["generator"]``.
+
+    A shuffling sampler without a generator of its own gets a seed here (``data_seed``, or one draw from
+    torch's global generator on rank 0): its order follows from that seed and the epoch, for any number of
+    processes. A generator of the user's is kept, and follows rank 0's at each iteration;
+    ``use_seedable_sampler=True`` takes only its seed. Other samplers are walked and never replaced; one
+    with a ``generator`` attribute of None is given a seeded generator.
+
+    Raises:
+        AlreadyShardedError: the loader was prepared before, or gives each rank its own part already.
+        PrepareError: the loader cannot be divided like this; the text says why.
+        UnknownNameError: an entry of ``rng_types`` that is no random generator.
+        NotInstalledError: ``use_stateful_dataloader=True`` without torchdata.
+    """
+    group = collectives or LonelyCollectives()
+    if torch_device_mesh is not None and num_processes is None:
+        num_processes, process_index = mesh_place(torch_device_mesh)
+    world = group.world_size if num_processes is None else num_processes
+    rank = group.rank if process_index is None else process_index
+    check_loader(dataloader, world)
+    types = check_rng_types(["generator"] if rng_types is None else rng_types)
+    plan = LoaderPlan(
+        device=torch.device(device) if put_on_device and device is not None else None,
+        non_blocking=non_blocking,
+        rng_types=types,
+        collectives=group,
+        window=window or GradientWindow(),
+        synchronize=synchronize,
+    )
+    cut = _Cut(world, rank, split_batches, even_batches)
+    replaced = _fix_order(dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed)
+    if use_stateful_dataloader:
+        from .stateful import stateful_base
+
+        dataloader = stateful_base(dataloader)
+    if dispatch_batches:
+        from .dispatch import DataLoaderDispatcher
+
+        return DataLoaderDispatcher.dispatch(
+            dataloader, plan, split_batches, even_batches, slice_fn_for_dispatch, world, replaced
+        )
+    if isinstance(dataloader.dataset, IterableDataset):
+        replaced |= _shard_stream(dataloader, plan, cut)
+    else:
+        replaced |= _shard_batches(dataloader, cut, replaced)
+    return DataLoaderShard.rebuild(dataloader, plan, **replaced)
+
+
+def _fix_order(
+    loader: DataLoader[Any], plan: LoaderPlan, *, use_seedable_sampler: bool, data_seed: int | None
+) -> dict[str, Any]:
+    """Make the order the same on all ranks; return the attributes of the loader that this replaces."""
+    if isinstance(loader.dataset, IterableDataset):
+        own = getattr(loader.dataset, "generator", None)
+        plan.generator = own if isinstance(own, torch.Generator) else None
+        return {}
+    sampler = next((item for item in reversed(samplers_of(loader)) if hasattr(item, "generator")), None)
+    if sampler is None or isinstance(sampler, SeedableRandomSampler):
+        return {}
+    own = sampler.generator
+    plain = type(sampler) is RandomSampler and (loader.sampler is sampler)
+    if own is not None and not (plain and use_seedable_sampler):
+        plan.generator = own
+        return {}
+    seed = _shared_seed(plan.collectives, own, data_seed)
+    if not (plain and type(loader.batch_sampler) in (BatchSampler, type(None))):
+        sampler.generator = torch.Generator()
+        plan.seeding = Seeding(sampler.generator, seed)
+        return {}
+    seedable = SeedableRandomSampler(
+        sampler.data_source, sampler.replacement, sampler._num_samples, data_seed=seed
+    )
+    replaced: dict[str, Any] = {"sampler": seedable}
+    if loader.batch_sampler is not None:
+        batches: Any = loader.batch_sampler
+        replaced["batch_sampler"] = BatchSampler(seedable, batches.batch_size, batches.drop_last)
+    return replaced
+
+
+def _shared_seed(group: Collectives, own: torch.Generator | None, data_seed: int | None) -> int:
+    """Return rank 0's seed on every rank."""
+    if data_seed is None:
+        # Drawn on every rank, so that global generators that stood alike still do.
+        data_seed = fresh_seed() if own is None else own.initial_seed()
+    return int(group.broadcast_object(int(data_seed)))
+
+
+def _shard_batches(loader: DataLoader[Any], cut: _Cut, replaced: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes that make a map-style loader read one rank's part."""
+    if cut.num_processes == 1:
+        return {}
+    # Where batch_size is None, the sampler's items are what the dataset is asked for: whole batches, or not.
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    batches = replaced.get(name, getattr(loader, name))
+    if name == "sampler" and not isinstance(batches, BatchSampler):
+        raise PrepareError(
+            "with batch_size=None each item of the dataset is a batch of its own; completing the last round "
+            "would repeat whole batches, and how many samples they hold is not known",
+            where=f"prepare_data_loader on {cut.num_processes} processes",
+            fix="let the loader make the batches (batch_size=...), or pass sampler=BatchSampler(...)",
+        )
+    shard = BatchSamplerShard(
+        batches, cut.num_processes, cut.process_index, cut.split_batches, cut.even_batches
+    )
+    check_in_order(loader, pads=cut.even_batches and not shard.drop_last)
+    return {name: shard}
+
+
+def _shard_stream(loader: DataLoader[Any], plan: LoaderPlan, cut: _Cut) -> dict[str, Any]:
+    """Return the attributes that make a loader of a stream read one rank's part."""
+    if cut.num_processes == 1:
+        return {}
+    check_in_order(loader, pads=cut.even_batches)
+    whole = loader.batch_size is None
+    shard = IterableDatasetShard(
+        loader.dataset,
+        batch_size=1 if loader.batch_size is None else loader.batch_size,
+        drop_last=loader.drop_last,
+        num_processes=cut.num_processes,
+        process_index=cut.process_index,
+        split_batches=cut.split_batches and not whole,
+        even_batches=cut.even_batches,
+    )
+    replaced: dict[str, Any] = {"dataset": shard}
+    if not whole:
+        # The samples of one rank come in whole local batches, whatever the size of a world batch is.
+        replaced["batch_sampler"] = BatchSampler(loader.sampler, shard.local_size, loader.drop_last)
+    if cut.even_batches:
+        shard.marks = True
+        shard.measure = count_rows if whole else None
+        replaced["collate_fn"] = CarryValidity(loader.collate_fn)
+        plan.watch_ends = True
+    return replaced
+
+
+__all__ = ["prepare_data_loader"]

@@ -1,0 +1,186 @@
+"""One rank's samples of a stream, with the word on which of them are padding travelling with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain, cycle, islice
+from typing import Any
+
+import torch
+from accel_core.errors import PrepareError
+from accel_core.nested import first_leaf
+from torch.utils.data import IterableDataset, get_worker_info
+
+
+class IterableDatasetShard(IterableDataset[Any]):
+    """Give one rank its part of every round of an iterable dataset.
+
+    Every rank reads the same stream. A round has ``batch_size * num_processes`` samples
+    (``split_batches=True``: ``batch_size``); rank r gets the r-th part of it. The last round is completed
+    with the first samples of the stream; ``drop_last`` drops it instead, and ``even_batches=False`` leaves
+    it as it is, so that ranks end at different steps.
+
+    In several worker processes a dataset that splits itself among them (it reads ``get_worker_info().id``
+    before its first sample) keeps its own split: rounds are cut from each worker's part, and each part has
+    a last round. For any other dataset the rounds are dealt to the workers in turn, which gives the order
+    of no workers at all: nothing twice, nothing lost; each worker reads the whole stream.
+
+    Raises:
+        PrepareError: rank outside of the world, or a batch size that cannot be split.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        drop_last: bool = False,
+        num_processes: int = 1,
+        process_index: int = 0,
+        split_batches: bool = False,
+        *,
+        even_batches: bool = True,
+    ) -> None:
+        if not 0 <= process_index < num_processes:
+            raise PrepareError(
+                f"process_index={process_index} is not one of {num_processes} processes",
+                where="IterableDatasetShard",
+                fix=f"pass a process_index from 0 to {num_processes - 1}",
+            )
+        if split_batches and batch_size > 1 and batch_size % num_processes:
+            raise PrepareError(
+                f"batch_size={batch_size} cannot be split into {num_processes} equal parts",
+                where="IterableDatasetShard(split_batches=True)",
+                fix=f"use a batch size that divides by {num_processes}, or split_batches=False",
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.split_batches = split_batches
+        self.even_batches = even_batches
+        self.epoch = 0
+        self.marks = False
+        """Wrap the samples of a completed round in :class:`Marked`, for :class:`CarryValidity`."""
+        self.measure: Callable[[Any], int] | None = None
+        """How many samples one item holds, where the dataset yields whole batches; None: one."""
+
+    @property
+    def unsharded(self) -> Any:
+        """The user's dataset."""
+        return self.dataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to a dataset that has a ``set_epoch``."""
+        self.epoch = epoch
+        tell = getattr(self.dataset, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
+
+    @property
+    def local_size(self) -> int:
+        """Samples of one rank in a full round."""
+        size = self.batch_size
+        return max(1, size // self.num_processes) if self.split_batches else size
+
+    @property
+    def round_size(self) -> int:
+        """Samples of a full round over all ranks."""
+        return self.local_size * self.num_processes
+
+    def __len__(self) -> int:
+        """Return this rank's samples when the dataset knows its length; without workers it is exact."""
+        full, rest = divmod(len(self.dataset), self.round_size)
+        if self.drop_last or not rest:
+            return full * self.local_size
+        mine = min(max(rest - self.process_index * self.local_size, 0), self.local_size)
+        return full * self.local_size + (self.local_size if self.even_batches else mine)
+
+    def __iter__(self) -> Iterator[Any]:
+        for samples, valid in self._rounds():
+            if valid is not None and self.marks:
+                for sample in samples:
+                    yield Marked(sample, valid)
+            else:
+                yield from samples
+
+    def _rounds(self) -> Iterator[tuple[list[Any], int | None]]:
+        """Yield this rank's part of each round, and the real samples in it where some are padding."""
+        stream, share, turn = _open_stream(self.dataset)
+        size, stride = self.local_size, self.round_size
+        mine = slice(self.process_index * size, (self.process_index + 1) * size)
+        first: list[Any] = []
+        number = 0
+        while block := list(islice(stream, stride)):
+            first = first or block
+            valid = None
+            if len(block) < stride:
+                if self.drop_last:
+                    return
+                if self.even_batches and self.num_processes > 1:
+                    valid = len(block) if self.measure is None else sum(map(self.measure, block))
+                    block.extend(islice(cycle(list(first)), stride - len(block)))
+            if number % share == turn and block[mine]:
+                yield block[mine], valid
+            number += 1
+
+
+class Marked:
+    """A sample of a completed round, with the number of real samples in that round over all ranks."""
+
+    __slots__ = ("sample", "valid")
+
+    def __init__(self, sample: Any, valid: int) -> None:
+        self.sample = sample
+        self.valid = valid
+
+
+class CarryValidity:
+    """Collate as the user does, and return the batch with the validity that its samples carry."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, data: Any) -> tuple[Any, int | None]:
+        """Return ``(batch, valid)``."""
+        if isinstance(data, Marked):
+            return self.collate(data.sample), data.valid
+        if isinstance(data, list) and data and isinstance(data[-1], Marked):
+            return self.collate([marked.sample for marked in data]), data[-1].valid
+        return self.collate(data), None
+
+
+def count_rows(item: Any) -> int:
+    """Return the first dimension of the first tensor in ``item``; 1 when there is none."""
+    tensor = first_leaf(item, lambda leaf: isinstance(leaf, torch.Tensor) and leaf.dim() > 0)
+    return 1 if tensor is None else int(tensor.shape[0])
+
+
+def _open_stream(dataset: Any) -> tuple[Iterator[Any], int, int]:
+    """Start to read; return the stream, among how many workers its rounds are dealt, and whose turn is ours."""
+    info: Any = get_worker_info()
+    if info is None or info.num_workers == 1:
+        return iter(dataset), 1, 0
+    workers, worker = info.num_workers, info.id
+    plain = type(info)
+    reads: list[str] = []
+
+    class Watched(plain):  # type: ignore[misc, valid-type]
+        __slots__ = ()
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "id":
+                reads.append(name)
+            return super().__getattribute__(name)
+
+    # The same object keeps its data and only reports who looks at it; torch freezes its attributes.
+    object.__setattr__(info, "__class__", Watched)
+    try:
+        stream = iter(dataset)
+        head = list(islice(stream, 1))
+    finally:
+        object.__setattr__(info, "__class__", plain)
+    return chain(head, stream), *((1, 0) if reads else (workers, worker))
+
+
+__all__ = ["CarryValidity", "IterableDatasetShard", "Marked", "count_rows"]
