@@ -55,7 +55,7 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             return {key: decode(item, tensors) for key, item in content.items()}
     raise CheckpointError(
         f"Optimizer state that this version cannot read: {value!r}"[:300],
-        fix="the checkpoint was written by another version or is damaged: load it with the version that wrote it",
+        fix="the checkpoint is damaged or from another version: load it with the version that wrote it",
     )
 
 

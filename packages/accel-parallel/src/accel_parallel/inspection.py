@@ -32,7 +32,7 @@ def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
 
 
 def placed_devices(model: nn.Module) -> set[str]:
-    """Return the devices over which the model was dispatched (``hf_device_map``), empty for ordinary models."""
+    """Return the devices that the model was dispatched to (``hf_device_map``); empty for ordinary models."""
     found: set[str] = set()
     for module in model.modules():
         device_map = module.__dict__.get("hf_device_map")
@@ -50,7 +50,7 @@ def check_not_meta(unit: Unit) -> None:
             raise PrepareError(
                 f"The model of unit {unit.name!r} is on the meta device: {name!r} has a shape but no values",
                 where=f"{name}, shape {tuple(tensor.shape)}",
-                fix="load weights into it first, or materialise it with model.to_empty(device=...) and initialise it",
+                fix="load weights first, or call model.to_empty(device=...) and initialise it",
             )
 
 
@@ -67,7 +67,7 @@ def check_not_shared(unit: Unit) -> None:
 
 
 def check_one_device(unit: Unit, device: torch.device) -> None:
-    """Raise PrepareError when the model is spread over devices, or would stay on another than ``device``."""
+    """Raise PrepareError when the model is spread over devices."""
     spread = placed_devices(unit.model)
     if len(spread) > 1:
         raise PrepareError(
@@ -75,8 +75,14 @@ def check_one_device(unit: Unit, device: torch.device) -> None:
             where="its hf_device_map",
             fix="data parallelism needs the whole model on each process's device: load it without device_map",
         )
-    if unit.place:
+    if unit.place and not spread:
         return
+    if spread and not _same_device(torch.device(*spread), device):
+        raise PrepareError(
+            f"The model of unit {unit.name!r} was loaded on {', '.join(spread)}, this process uses {device}",
+            where="its hf_device_map",
+            fix="load it without device_map, or each process's copy on the process's own device",
+        )
     first: tuple[str, torch.Tensor] | None = None
     for name, tensor in unit.model.named_parameters():
         if first is None:
@@ -89,6 +95,10 @@ def check_one_device(unit: Unit, device: torch.device) -> None:
             )
 
 
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
 def foreign_parameters(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield ``(group, position, parameter)`` for what the optimizer holds and the model does not."""
     own = {id(parameter) for parameter in model.parameters()}
@@ -99,7 +109,7 @@ def foreign_parameters(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple
 
 
 def check_owners(unit: Unit) -> None:
-    """Raise PrepareError when an optimizer holds parameters that are not the model's: it would train nothing."""
+    """Raise PrepareError when an optimizer holds parameters that are not the model's."""
     for optimizer in unit.optimizers:
         for number, position, parameter in foreign_parameters(optimizer, unit.model):
             shape = tuple(parameter.shape)

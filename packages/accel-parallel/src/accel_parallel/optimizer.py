@@ -102,7 +102,7 @@ class AcceleratedOptimizer(Optimizer):
         return result
 
     def zero_grad(self, set_to_none: bool | None = None) -> None:
-        """Clear gradients if the window is closed; ``set_to_none`` defaults to the optimizer's own default."""
+        """Clear gradients if the window is closed; ``set_to_none`` defaults as in the optimizer."""
         if not self.window.sync_gradients:
             return
         if set_to_none is None:
@@ -111,7 +111,7 @@ class AcceleratedOptimizer(Optimizer):
             self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def unscale_gradients(self) -> None:
-        """Divide gradients by the loss scale before they are clipped or read; once per step, however often called."""
+        """Divide gradients by the loss scale before they are clipped or read; further calls do nothing."""
         if self.scaler is not None and not self._unscaled:
             self.scaler.unscale_(self.optimizer)
             self._unscaled = True

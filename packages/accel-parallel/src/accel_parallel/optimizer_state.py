@@ -106,7 +106,7 @@ def compare(
 def load_named_state(
     optimizer: Optimizer, content: Any, tensors: Mapping[str, torch.Tensor], names: Mapping[nn.Parameter, str]
 ) -> None:
-    """Give the optimizer the state that ``named_state`` returned, whatever the order of groups and parameters.
+    """Give the optimizer what ``named_state`` returned, whatever the order of groups and parameters.
 
     A group keeps its present hyperparameters when the checkpoint has no group with a parameter of it.
     """

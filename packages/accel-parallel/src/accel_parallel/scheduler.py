@@ -85,9 +85,9 @@ class AcceleratedScheduler:
         if not self._told_end:
             self._told_end = True
             _log.warning(
-                "%s has reached its total_steps=%s and stays there: it is stepped %d times per update, once per "
-                "process. Give it the number of updates times the number of processes, or pass split_batches=True "
-                "or step_scheduler_with_optimizer=False.",
+                "%s has reached its total_steps=%s and stays there: it is stepped %d times per update, once "
+                "per process. Give it the number of updates times the number of processes, or pass "
+                "split_batches=True or step_scheduler_with_optimizer=False.",
                 type(self.scheduler).__name__,
                 self._limit,
                 self._repeats,

@@ -66,7 +66,7 @@ class PlainState:
                 raise CheckpointError(
                     f"Rank {rank} could not save or load its part",
                     where=f"rank {rank}: {message}",
-                    fix="see rank's error",
+                    fix="read that rank's error",
                 )
         return result[0]
 

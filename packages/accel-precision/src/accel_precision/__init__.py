@@ -32,4 +32,4 @@ _NAMES = {
 }
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)
 
-__all__ = [*_NAMES, "__version__"]
+__all__ = [*_NAMES, "__version__"]  # noqa: PLE0604 - the keys are strings

@@ -42,11 +42,12 @@ class Fp32Outputs:
         self.__wrapped__ = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function and return its outputs in fp32."""
         return convert_to_fp32(self.__wrapped__(*args, **kwargs))
 
 
 def convert_outputs_to_fp32(model_forward: Callable[..., Any]) -> Fp32Outputs:
-    """Return ``model_forward`` with its fp16 and bf16 outputs turned into fp32; ``__wrapped__`` is the original."""
+    """Return ``model_forward`` with fp16 and bf16 outputs made fp32; ``__wrapped__`` is the original."""
     return Fp32Outputs(model_forward)
 
 

@@ -35,6 +35,7 @@ class AutocastForward:
         """The module had a ``forward`` of its own, beside its class's, that must come back."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the original forward under autocast and return its outputs in fp32."""
         # A new context per call: one object cannot be entered twice, and modules may call themselves.
         with torch.autocast(self.device_type, self.dtype):
             outputs = self.__wrapped__(*args, **kwargs)
@@ -76,7 +77,7 @@ class FullPrecision:
 
 
 class AutocastPrecision:
-    """Compute in a half-precision ``dtype`` where torch deems it safe; parameters and gradients stay as they are.
+    """Compute in a half-precision ``dtype`` where torch deems it safe; parameters stay as they are.
 
     ``needs`` are the capabilities that the device must have.
     """
@@ -89,7 +90,7 @@ class AutocastPrecision:
         self.device = device
 
     def plan(self) -> PrecisionPlan:
-        """Return half precision for computing, fp32 for reductions and outputs, the model's own for storage."""
+        """Return half precision to compute in, fp32 for reductions and outputs, storage as it is."""
         return PrecisionPlan(compute=self.dtype, reduce=torch.float32, output=torch.float32)
 
     def check(self, device: Device) -> None:
@@ -98,7 +99,8 @@ class AutocastPrecision:
             answer = device.supports(capability)
             if not answer:
                 raise CapabilityError(
-                    f"mixed_precision={self.name!r} cannot be used on {device.name}: {answer.reason or 'no reason given'}",
+                    f"mixed_precision={self.name!r} cannot be used on {device.name}: "
+                    f"{answer.reason or 'no reason given'}",
                     where=f"device {device.name}, capability {capability!r}",
                     fix="choose mixed_precision='no', or another device",
                 )
@@ -135,7 +137,7 @@ class AutocastPrecision:
     def autocast(
         self, *, enabled: bool = True, cache_enabled: bool | None = None
     ) -> AbstractContextManager[None]:
-        """Return a context in which operations compute in this precision (or, not ``enabled``, in their own)."""
+        """Return a context in which operations compute in this precision; unless ``enabled``, in their own."""
         return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=cache_enabled)
 
     def scaler(self, **settings: Any) -> Scaler | None:

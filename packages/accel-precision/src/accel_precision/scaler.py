@@ -67,7 +67,7 @@ class GradScaler(torch.amp.GradScaler):
         super().unscale_(_innermost(optimizer))
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        """Step the optimizer unless its gradients overflowed; a wrapped one is stepped without its wrapper."""
+        """Step the optimizer unless its gradients overflowed; a wrapper is looked through."""
         self._refuse_stale("step()")
         return super().step(_innermost(optimizer), *args, **kwargs)
 

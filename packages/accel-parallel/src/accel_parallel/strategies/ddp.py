@@ -61,10 +61,10 @@ class DataParallel(StrategyBase):
         size = dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else None
         if size != self.batches.world_size:
             raise PrepareError(
-                f"The strategy {self.name!r} has collectives of {self.batches.world_size} rank(s), but torch's process "
-                f"group has {'not been started' if size is None else f'{size}'}",
+                f"The strategy {self.name!r} has collectives of {self.batches.world_size} rank(s), but torch's "
+                f"process group {'was not started' if size is None else f'has {size}'}",
                 where=f"rank {self.batches.rank}",
-                fix="start the process group first (PartialState or Accelerator does), or use the strategy 'single'",
+                fix="start the process group first, as PartialState does, or use the strategy 'single'",
             )
 
     def wrap(self, unit: Unit) -> Unit:

@@ -27,7 +27,7 @@ class Single(StrategyBase):
         self.states = PlainState(context.collectives)
 
     def check(self, unit: Unit) -> None:
-        """Raise PrepareError for models without values, models that are shared already and stray optimizers."""
+        """Raise PrepareError for models without values or shared already, and for stray optimizers."""
         check_not_meta(unit)
         check_not_shared(unit)
         check_owners(unit)

@@ -1,0 +1,360 @@
+"""Data parallelism against plain PyTorch on the whole batch, on real gloo processes."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from accel_core import plugins
+from accel_core.errors import CapabilityError, CheckpointError, PrepareError
+from accel_core.protocols import LonelyCollectives, StrategyBase, StrategyContext, Support, Unit
+
+pytestmark = pytest.mark.cpu
+
+# fp64 sums in another order: a few units in the last place per addition.
+RELATIVE = 1e-12
+
+
+class Gloo(LonelyCollectives):
+    """What the strategy needs of a group, on torch's default group."""
+
+    process_group = None
+
+    def __init__(self):
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def all_gather_object(self, value):
+        gathered = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+class AsItIs:
+    """Full precision, so that these tests need accel-parallel and accel-core alone."""
+
+    name = "no"
+
+    def convert(self, model):
+        return model
+
+
+class Cpu:
+    name = "cpu"
+
+    def supports(self, capability):
+        return Support(True)
+
+
+def context(collectives=None, precision=None, **settings):
+    return StrategyContext(
+        device=torch.device("cpu"),
+        hardware=Cpu(),
+        collectives=collectives or Gloo(),
+        precision=precision or AsItIs(),
+        settings=settings,
+    )
+
+
+def strategy(*args, name="ddp", **settings) -> StrategyBase:
+    return plugins.find(plugins.STRATEGIES, name)(context(*args, **settings))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+
+
+def data(samples):
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(samples, 5, generator=generator, dtype=torch.float64)
+    return x, torch.randn(samples, 3, generator=generator, dtype=torch.float64)
+
+
+def loss_of(model, x, y):
+    return nn.functional.mse_loss(model(x), y)
+
+
+def relative(found, expected):
+    return (found - expected).norm().item() / expected.norm().item()
+
+
+def train_shared(steps, micro, settings):
+    """Train on this rank's part of every batch; return losses, gradients and parameters after each step."""
+    here = strategy(**({"ddp": settings} if settings else {}))
+    rank, world = here.batches.rank, here.batches.world_size
+    # Ranks start from different weights: wrapping must make them rank 0's.
+    model = network(seed=rank)
+    unit = here.wrap(Unit(name="m", model=model, optimizers=(torch.optim.SGD(model.parameters(), lr=0.1),)))
+    assert here.unwrap(unit.model) is model
+    (optimizer,) = unit.optimizers
+    x, y = data(steps * micro * world * 2)
+    log = []
+    for step in range(steps):
+        total = 0.0
+        for part in range(micro):
+            start = ((step * micro + part) * world + rank) * 2
+            closing = part == micro - 1
+            with nullcontext() if closing else here.no_sync(unit.model):
+                loss = loss_of(unit.model, x[start : start + 2], y[start : start + 2]) / micro
+                here.backward(loss, sync=closing)
+            total += loss.item()
+        log.append((total, [p.grad.clone() for p in model.parameters()]))
+        optimizer.step()
+        optimizer.zero_grad()
+    return log, [p.detach().clone() for p in model.parameters()]
+
+
+def train_plain(steps, per_step):
+    model = network(seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = data(steps * per_step)
+    log = []
+    for step in range(steps):
+        part = slice(step * per_step, (step + 1) * per_step)
+        loss = loss_of(model, x[part], y[part])
+        loss.backward()
+        log.append((loss.item(), [p.grad.clone() for p in model.parameters()]))
+        optimizer.step()
+        optimizer.zero_grad()
+    return log, [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.world(2, 4)
+@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [None, SimpleNamespace(gradient_as_bucket_view=True, find_unused_parameters=False)],
+    ids=["plain", "views"],
+)
+def test_loss_gradients_and_parameters_are_those_of_the_whole_batch(pool, world, micro, settings):
+    expected, final = train_plain(3, micro * world * 2)
+    results = pool.run_in_group(world, train_shared, 3, micro, settings)
+    for step, (loss, gradients) in enumerate(expected):
+        mean = sum(log[step][0] for log, _ in results) / world
+        assert mean == pytest.approx(loss, rel=RELATIVE)
+        for log, _ in results:
+            for found, wanted in zip(log[step][1], gradients, strict=True):
+                assert relative(found, wanted) < RELATIVE
+    for _, parameters in results:
+        for found, wanted in zip(parameters, final, strict=True):
+            assert relative(found, wanted) < RELATIVE
+
+
+def gradients_without_sync():
+    here = strategy()
+    model = network()
+    unit = here.wrap(Unit(name="m", model=model))
+    x, y = data(2 * here.batches.world_size)
+    mine = slice(2 * here.batches.rank, 2 * here.batches.rank + 2)
+    with here.no_sync(unit.model):
+        here.backward(loss_of(unit.model, x[mine], y[mine]), sync=False)
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_no_sync_keeps_gradients_local(pool):
+    for rank, gradients in enumerate(pool.run_in_group(2, gradients_without_sync)):
+        model = network()
+        x, y = data(4)
+        loss_of(model, x[2 * rank : 2 * rank + 2], y[2 * rank : 2 * rank + 2]).backward()
+        for parameter, found in zip(model.parameters(), gradients, strict=True):
+            assert torch.equal(parameter.grad, found)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def settings_arrive():
+    unused = (
+        strategy(ddp=SimpleNamespace(find_unused_parameters=True))
+        .wrap(Unit(name="m", model=Branches()))
+        .model
+    )
+    for _ in range(2):
+        unused(torch.ones(1, 2)).sum().backward()
+    static = strategy(ddp=SimpleNamespace(static_graph=True, bucket_cap_mb=3, broadcast_buffers=False))
+    model = static.wrap(Unit(name="m", model=Branches())).model
+    return unused.find_unused_parameters, model.static_graph, model.bucket_bytes_cap, model.broadcast_buffers
+
+
+def test_settings_are_passed_on(pool):
+    assert pool.run_in_group(2, settings_arrive) == [(True, True, 3 * 1024 * 1024, False)] * 2
+
+
+def what_stays_bare():
+    here = strategy()
+    frozen = network().requires_grad_(False)
+    model = network()
+    return (
+        here.wrap(Unit(name="a", model=frozen)).model is frozen,
+        here.wrap(Unit(name="b", model=model, evaluation=True)).model is model,
+        here.unwrap(model) is model,
+        isinstance(here.no_sync(model), nullcontext),
+    )
+
+
+def test_evaluation_and_frozen_models_are_not_wrapped(pool):
+    assert pool.run_in_group(2, what_stays_bare) == [(True, True, True, True)] * 2
+
+
+class Mapped(nn.Linear):
+    def __init__(self, **device_map):
+        super().__init__(2, 2)
+        self.hf_device_map = device_map
+
+
+def refusals():
+    """Return the error of every unit that cannot be shared."""
+    here = strategy()
+    model = network()
+    mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    units = {
+        "meta": Unit(name="m", model=nn.Linear(2, 2, device="meta")),
+        "part on meta": Unit(name="m", model=mixed, place=False),
+        "wrapped": Unit(name="m", model=nn.parallel.DistributedDataParallel(network())),
+        "part wrapped": Unit(name="m", model=nn.Sequential(nn.parallel.DistributedDataParallel(network()))),
+        "several devices": Unit(name="m", model=Mapped(a="cpu", b="disk")),
+        "elsewhere": Unit(name="m", model=Mapped(a=0)),
+        "stray optimizer": Unit(
+            name="m", model=model, optimizers=(torch.optim.SGD(network().parameters(), lr=0.1),)
+        ),
+    }
+    found = {}
+    for case, unit in units.items():
+        try:
+            here.wrap(unit)
+        except PrepareError as error:
+            found[case] = str(error)
+    return found
+
+
+def test_what_cannot_be_shared_is_refused_by_name(pool):
+    found = pool.run_in_group(2, refusals)[1]
+    expected = {
+        "meta": "'weight' has a shape but no values",
+        "part on meta": "'1.weight' has a shape but no values",
+        "wrapped": "already wrapped in DistributedDataParallel",
+        "part wrapped": "module '0', class DistributedDataParallel",
+        "several devices": "dispatched over several devices: cpu, disk",
+        "elsewhere": "was loaded on cuda:0, this process uses cpu",
+        "stray optimizer": "param_groups[0]['params'][0], shape (7, 5); it has the shape of '0.weight'",
+    }
+    assert found.keys() == expected.keys()
+    for case, text in expected.items():
+        assert text in found[case], case
+
+
+def test_communication_hooks_are_refused_not_ignored():
+    for name in ("comm_hook", "comm_wrapper"):
+        with pytest.raises(CapabilityError, match=f"{name}='fp16'"):
+            strategy(LonelyCollectives(), ddp=SimpleNamespace(**{name: "fp16"}))
+
+
+def test_a_missing_process_group_is_an_error_before_anything_is_changed():
+    model = network()
+    with pytest.raises(PrepareError, match="was not started"):
+        strategy(LonelyCollectives()).wrap(Unit(name="m", model=model))
+
+
+# -- state -------------------------------------------------------------------------------------
+
+
+class Store:
+    """A checkpoint in memory, as a sink and as a source."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def tensors(self, name, values=None):
+        if values is None:
+            return self.kept[name, "tensors"]
+        self.kept[name, "tensors"] = {key: value.clone() for key, value in values.items()}
+
+    def json(self, name, *value):
+        if not value:
+            return self.kept[name, "json"]
+        self.kept[name, "json"] = value[0]
+
+    def names(self):
+        return {name for name, _ in self.kept}
+
+
+def trained(collectives=None, name="ddp"):
+    """Return a strategy and a unit that has taken two steps of Adam."""
+    here = strategy(*([] if collectives is None else [collectives]), name=name)
+    model = network()
+    groups = [
+        {"params": model[0].parameters(), "betas": (0.8, 0.9)},
+        {"params": model[2].parameters(), "lr": 0.3},
+    ]
+    unit = here.wrap(Unit(name="m", model=model, optimizers=(torch.optim.Adam(groups, lr=0.1),)))
+    x, y = data(4)
+    for _ in range(2):
+        here.backward(loss_of(unit.model, x, y))
+        unit.optimizers[0].step()
+        unit.optimizers[0].zero_grad()
+    return here, unit
+
+
+def save_shared():
+    here, unit = trained()
+    store = Store()
+    here.states.save(unit, store)
+    return store, here.states.full(unit), unit.optimizers[0].state_dict()
+
+
+def test_state_written_by_two_ranks_is_read_by_one_bit_for_bit(pool):
+    (store, full, optimizer), (empty, other, _) = pool.run_in_group(2, save_shared)
+    assert list(full) == list(network().state_dict())  # no "module." in front
+    assert store.names() == {"m/model", "m/optimizer_0"}
+    assert empty.names() == set()
+    assert all(torch.equal(full[name], other[name]) for name in full)
+
+    here = strategy(LonelyCollectives(), name="single")
+    model = network(seed=5)
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
+    unit = here.wrap(Unit(name="m", model=model, optimizers=(torch.optim.Adam(groups, lr=9.0),)))
+    assert here.states.load(unit, store).ok
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, full[name])
+    loaded = unit.optimizers[0].state_dict()
+    assert loaded["param_groups"] == optimizer["param_groups"]
+    for position, state in optimizer["state"].items():
+        for key, value in state.items():
+            assert torch.equal(loaded["state"][position][key], value)
+
+
+def fail_on_rank_one():
+    here, unit = trained()
+    store = Store()
+    here.states.save(unit, store)
+    if here.batches.rank == 1:
+        store.kept = {}
+    else:
+        store.kept = dict(store.kept)
+    here.states.load(unit, store)
+
+
+def test_a_failure_of_one_rank_is_heard_by_all(pool):
+    errors = pool.failures(2, _InGroup(fail_on_rank_one))
+    assert all(isinstance(error, CheckpointError) for error in errors)
+    assert "Rank 1 could not" in str(errors[0])
+    assert "no model called 'm'" in str(errors[1])
+
+
+class _InGroup:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self):
+        dist.init_process_group("gloo")
+        return self.function()
