@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import nox
@@ -32,22 +31,8 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "layers", "tests", "integration"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """A kind of hardware that tests declare by its marker, and how to find out that it is here."""
-
-    marker: str
-    test: str
-
-
-HARDWARE = (
-    Hardware(marker="cpu", test="True"),
-    Hardware(marker="gpu", test="__import__('torch').cuda.is_available()"),
-    Hardware(marker="mps", test="__import__('torch').backends.mps.is_available()"),
-    Hardware(
-        marker="hpu", test="__import__('importlib.util').util.find_spec('habana_frameworks') is not None"
-    ),
-)
+# The hardware that tests declare by a marker of accel_core.testing.
+HARDWARE = ("cpu", "gpu", "mps", "hpu")
 # Suites of tests/ that have a session of their own.
 SEPARATE = ("faults", "wheels")
 # Slow suites, run by ci only when the change concerns what they cover.
@@ -70,14 +55,14 @@ def script(name: str) -> str:
 
 
 @functools.cache
-def present() -> frozenset[str]:
-    """Return the markers of the hardware that this machine has."""
-    table = ", ".join(f"{item.marker!r}: bool({item.test})" for item in HARDWARE)
-    code = f"import json; print(json.dumps({{{table}}}))"
-    found = json.loads(
-        subprocess.run([shared(), "-c", code], check=True, capture_output=True, text=True).stdout
+def missing() -> dict[str, str]:
+    """Return why each kind of hardware is not on this machine; an empty reason when it is."""
+    code = (
+        "import json; from accel_core.testing.hardware import missing\n"
+        f"print(json.dumps([missing(name) for name in {HARDWARE}]))"
     )
-    return frozenset(marker for marker, here in found.items() if here)
+    reasons = subprocess.run([shared(), "-c", code], check=True, capture_output=True, text=True).stdout
+    return dict(zip(HARDWARE, json.loads(reasons), strict=True))
 
 
 def pytest(session: nox.Session, *arguments: str, python: str | None = None) -> None:
@@ -94,16 +79,15 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("hardware", [item.marker for item in HARDWARE])
+@nox.parametrize("hardware", HARDWARE)
 @nox.parametrize("package", [package.dist for package in packages()])
 def tests(session: nox.Session, package: str, hardware: str) -> None:
     """Run one package's own tests on one kind of hardware."""
-    if hardware not in present():
-        session.skip(f"no {hardware} on this machine")
-    # Hardware that is here has its own run. Tests for what is missing stay: skipped, with a reason.
-    others = sorted(present() - {hardware})
-    chosen = hardware if hardware != "cpu" else " and ".join(f"not {other}" for other in others)
-    pytest(session, f"packages/{package}/tests", *(("-m", chosen) if chosen else ()))
+    if missing()[hardware]:
+        session.skip(missing()[hardware])
+    # On a machine with nothing but a CPU, tests for other hardware stay: skipped and counted.
+    only_cpu = all(missing()[other] for other in HARDWARE if other != "cpu")
+    pytest(session, f"packages/{package}/tests", *(() if only_cpu else ("--hardware", hardware)))
 
 
 @nox.session
@@ -186,9 +170,9 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run every test that declares a GPU, in one go; without one, this is an error."""
-    if "gpu" not in present():
-        session.error("no GPU on this machine: torch.cuda.is_available() is False")
-    pytest(session, "-m", "gpu", "packages", "tests")
+    if missing()["gpu"]:
+        session.error(missing()["gpu"])
+    pytest(session, "--hardware", "gpu", "packages", "tests")
 
 
 @nox.session
