@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from accel_core.enums import DistributedType
 from accel_core.environment import RunConfig
 from accel_core.errors import CapabilityError, CollectiveError, ConfigError, Fault, StateError
+from accel_core.logging import RankInfo, set_rank_source
 from accel_core.protocols import LonelyCollectives
 from accel_core.topology import Topology
 
@@ -54,6 +55,7 @@ class ProcessState:
 
 
 _current: ProcessState | None = None
+_forgetters: list[Callable[[], None]] = []
 
 
 def current() -> ProcessState | None:
@@ -103,7 +105,7 @@ def start(
     else:
         made = _together(topology, hardware, asked, backend, timeout, init_method)
     _current = replace(made, debug=bool(settings.debug), fork_launched=bool(settings.fork_launched))
-    _tell_logging()
+    set_rank_source(_rank_info)
     return _current
 
 
@@ -114,10 +116,17 @@ def shutdown() -> None:
 
 
 def reset() -> None:
-    """Leave the group and forget the state, so that this process can be set up in another way."""
+    """Leave the group and forget the state and all views of it, so that this process can be set up anew."""
     global _current
     shutdown()
     _current = None
+    for forget in _forgetters:
+        forget()
+
+
+def at_reset(forget: Callable[[], None]) -> None:
+    """Have `reset` call ``forget``; for modules that keep something about the process."""
+    _forgetters.append(forget)
 
 
 # The group's threads must not outlive the interpreter: torch warns about a group that nobody destroyed.
@@ -319,19 +328,13 @@ def _as_the_group_says(topology: Topology) -> Topology:
     return replace(topology, rank=rank, world_size=world_size, source="torch.distributed", **local)
 
 
-def _tell_logging() -> None:
-    try:
-        from accel_core.logging import set_rank_source
-    except ImportError:
-        return
-    set_rank_source(_rank_source)
-
-
-def _rank_source() -> Any:
+def _rank_info() -> RankInfo | None:
+    """Answer loggers, which ask again for every message."""
     state = _current
     if state is None:
         return None
-    return state.topology.rank, state.topology.local_rank, state.collectives.barrier
+    place = state.topology
+    return RankInfo(place.rank, place.local_rank, state.collectives.barrier, place.world_size)
 
 
 __all__ = ["ProcessState", "backend_for", "current", "rendezvous", "reset", "shutdown", "start"]
