@@ -63,10 +63,7 @@ class GradientWindow:
         sync_with_dataloader: bool = True,
         sync_each_batch: bool = False,
     ) -> None:
-        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-            fault = Fault("num_steps", num_steps, "must be a whole number of at least 1")
-            raise ConfigError("gradient accumulation", [fault])
-        self.num_steps = num_steps
+        self.num_steps = _checked(num_steps)
         self.adjust_scheduler = adjust_scheduler
         self.sync_with_dataloader = sync_with_dataloader
         self.sync_each_batch = sync_each_batch
@@ -106,6 +103,12 @@ class GradientWindow:
         """Note that ``correction`` was applied, so further backwards of this micro-batch need none."""
         self.divisor = self.position
 
+    def resize(self, num_steps: int) -> None:
+        """Change the length of the windows to come; an open window keeps its own divisor."""
+        self.num_steps = _checked(num_steps)
+        if self.position == 0:
+            self.divisor = num_steps
+
     # -- moved on by prepared loaders --------------------------------------------------------
 
     def push(self, cursor: LoaderCursor) -> None:
@@ -121,3 +124,10 @@ class GradientWindow:
     def active(self) -> LoaderCursor | None:
         """Return the cursor of the innermost running loader, or None outside of loops."""
         return self._cursors[-1] if self._cursors else None
+
+
+def _checked(num_steps: int) -> int:
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+        fault = Fault("num_steps", num_steps, "must be a whole number of at least 1")
+        raise ConfigError("gradient accumulation", [fault])
+    return num_steps

@@ -1,0 +1,104 @@
+"""The flat door: documented settings, enumerations and operations under one roof, each imported when it is used."""
+
+from typing import TYPE_CHECKING
+
+from accel_core.lazy import lazy_door
+
+if TYPE_CHECKING:
+    from accel_core.config import AutocastKwargs as AutocastKwargs
+    from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
+    from accel_core.config import DistributedDataParallelKwargs as DistributedDataParallelKwargs
+    from accel_core.config import GradScalerKwargs as GradScalerKwargs
+    from accel_core.config import GradientAccumulationPlugin as GradientAccumulationPlugin
+    from accel_core.config import InitProcessGroupKwargs as InitProcessGroupKwargs
+    from accel_core.config import KwargsHandler as KwargsHandler
+    from accel_core.config import ProjectConfiguration as ProjectConfiguration
+    from accel_core.enums import ComputeEnvironment as ComputeEnvironment
+    from accel_core.enums import DDPCommunicationHookType as DDPCommunicationHookType
+    from accel_core.enums import DistributedType as DistributedType
+    from accel_core.enums import DynamoBackend as DynamoBackend
+    from accel_core.enums import LoggerType as LoggerType
+    from accel_core.enums import PrecisionType as PrecisionType
+    from accel_core.enums import RNGType as RNGType
+    from accel_core.enums import SageMakerDistributedType as SageMakerDistributedType
+    from accel_core.logging import get_logger as get_logger
+    from accel_precision import convert_outputs_to_fp32 as convert_outputs_to_fp32
+    from accel_precision import convert_to_fp32 as convert_to_fp32
+    from accel_precision import get_grad_scaler as get_grad_scaler
+    from accel_precision import get_mixed_precision_context_manager as get_mixed_precision_context_manager
+    from accel_state import DistributedOperationException as DistributedOperationException
+    from accel_state import broadcast as broadcast
+    from accel_state import broadcast_object_list as broadcast_object_list
+    from accel_state import concatenate as concatenate
+    from accel_state import find_batch_size as find_batch_size
+    from accel_state import find_device as find_device
+    from accel_state import gather as gather
+    from accel_state import gather_object as gather_object
+    from accel_state import get_data_structure as get_data_structure
+    from accel_state import get_shape as get_shape
+    from accel_state import honor_type as honor_type
+    from accel_state import initialize_tensors as initialize_tensors
+    from accel_state import is_tensor_information as is_tensor_information
+    from accel_state import is_torch_tensor as is_torch_tensor
+    from accel_state import listify as listify
+    from accel_state import pad_across_processes as pad_across_processes
+    from accel_state import recursively_apply as recursively_apply
+    from accel_state import reduce as reduce
+    from accel_state import send_to_device as send_to_device
+    from accel_state import set_seed as set_seed
+    from accel_state import slice_tensors as slice_tensors
+    from accel_state import synchronize_rng_state as synchronize_rng_state
+    from accel_state import synchronize_rng_states as synchronize_rng_states
+    from accel_state import wait_for_everyone as wait_for_everyone
+
+_NAMES = {
+    "AutocastKwargs": "accel_core.config",
+    "ComputeEnvironment": "accel_core.enums",
+    "DDPCommunicationHookType": "accel_core.enums",
+    "DataLoaderConfiguration": "accel_core.config",
+    "DistributedDataParallelKwargs": "accel_core.config",
+    "DistributedOperationException": "accel_state",
+    "DistributedType": "accel_core.enums",
+    "DynamoBackend": "accel_core.enums",
+    "GradScalerKwargs": "accel_core.config",
+    "GradientAccumulationPlugin": "accel_core.config",
+    "InitProcessGroupKwargs": "accel_core.config",
+    "KwargsHandler": "accel_core.config",
+    "LoggerType": "accel_core.enums",
+    "PrecisionType": "accel_core.enums",
+    "ProjectConfiguration": "accel_core.config",
+    "RNGType": "accel_core.enums",
+    "SageMakerDistributedType": "accel_core.enums",
+    "broadcast": "accel_state",
+    "broadcast_object_list": "accel_state",
+    "concatenate": "accel_state",
+    "convert_outputs_to_fp32": "accel_precision",
+    "convert_to_fp32": "accel_precision",
+    "find_batch_size": "accel_state",
+    "find_device": "accel_state",
+    "gather": "accel_state",
+    "gather_object": "accel_state",
+    "get_data_structure": "accel_state",
+    "get_grad_scaler": "accel_precision",
+    "get_logger": "accel_core.logging",
+    "get_mixed_precision_context_manager": "accel_precision",
+    "get_shape": "accel_state",
+    "honor_type": "accel_state",
+    "initialize_tensors": "accel_state",
+    "is_tensor_information": "accel_state",
+    "is_torch_tensor": "accel_state",
+    "listify": "accel_state",
+    "pad_across_processes": "accel_state",
+    "recursively_apply": "accel_state",
+    "reduce": "accel_state",
+    "send_to_device": "accel_state",
+    "set_seed": "accel_state",
+    "slice_tensors": "accel_state",
+    "synchronize_rng_state": "accel_state",
+    "synchronize_rng_states": "accel_state",
+    "wait_for_everyone": "accel_state",
+}
+
+__all__ = list(_NAMES)
+
+__getattr__, __dir__ = lazy_door(__name__, _NAMES)
