@@ -23,6 +23,9 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         # JSON has no infinity and no NaN.
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, torch.Tensor):
+        while path in tensors:
+            # Keys may have dots in them, so two places can read alike.
+            path += "+"
         tensors[path] = value.detach()
         return {"tensor": path}
     if isinstance(value, (tuple, list)):
