@@ -39,13 +39,15 @@ class TorchCollectives:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
-        self._group: dist.ProcessGroup = group if group is not None else dist.group.WORLD  # type: ignore[assignment]
-        self._types = backend_names(self._group)
+        whole: Any = dist.group.WORLD
+        made: dist.ProcessGroup = group if group is not None else whole
+        self._group: dist.ProcessGroup | None = made
+        self._types = backend_names(made)
         self._device = device or torch.device("cpu")
         self._side: dist.ProcessGroup | None = None
-        self.rank = dist.get_rank(self._group)
-        self.world_size = dist.get_world_size(self._group)
-        self.timeout = group_timeout(self._group)
+        self.rank = dist.get_rank(made)
+        self.world_size = dist.get_world_size(made)
+        self.timeout = group_timeout(made)
         """The effective timeout of one operation, read back from the group."""
 
     def __repr__(self) -> str:
@@ -58,7 +60,7 @@ class TorchCollectives:
         value = self._ship(tensor)
         out = torch.empty((self.world_size, *value.shape), dtype=value.dtype, device=value.device)
         if value.numel():
-            call = partial(_gather_into, _bytes(out), _bytes(value), group=self._group)
+            call = partial(_gather_into, _bytes(out), _bytes(value), group=self._alive())
             self._run("all_gather", call, tensor)
         return out.to(tensor.device)
 
@@ -83,7 +85,7 @@ class TorchCollectives:
         flat = torch.view_as_real(value) if value.is_complex() else value
         if flat.numel():
             self._run(
-                f"all_reduce({op})", partial(dist.all_reduce, flat, _OPS[op], group=self._group), tensor
+                f"all_reduce({op})", partial(dist.all_reduce, flat, _OPS[op], group=self._alive()), tensor
             )
         if op == "mean":
             value /= self.world_size
@@ -96,7 +98,9 @@ class TorchCollectives:
         if self.rank != src:
             value = torch.empty_like(value)
         if value.numel():
-            self._run("broadcast", partial(dist.broadcast, _bytes(value), source, group=self._group), tensor)
+            self._run(
+                "broadcast", partial(dist.broadcast, _bytes(value), source, group=self._alive()), tensor
+            )
         return value.to(tensor.device)
 
     # -- objects ---------------------------------------------------------------------------------
@@ -105,7 +109,7 @@ class TorchCollectives:
         """Return the picklable values of all ranks in rank order."""
         found: list[Any] = [None] * self.world_size
         self._run(
-            "all_gather_object", partial(dist.all_gather_object, found, value, group=self._group), value
+            "all_gather_object", partial(dist.all_gather_object, found, value, group=self._alive()), value
         )
         return found
 
@@ -114,7 +118,7 @@ class TorchCollectives:
         source = self._global(src)
         box = [value if self.rank == src else None]
         self._run(
-            "broadcast_object", partial(dist.broadcast_object_list, box, source, group=self._group), value
+            "broadcast_object", partial(dist.broadcast_object_list, box, source, group=self._alive()), value
         )
         return box[0]
 
@@ -126,7 +130,7 @@ class TorchCollectives:
         # waits for the other hosts only, and no accelerator is guessed for the wait.
         where = "cpu" if "cpu" in self._types else self._device
         token = torch.zeros(1, device=where)
-        self._run("barrier", partial(dist.all_reduce, token, group=self._group), None)
+        self._run("barrier", partial(dist.all_reduce, token, group=self._alive()), None)
 
     def vote(self, ballot: int) -> Callable[[], list[int]]:
         """Start to exchange one integer per rank; the returned function waits and gives all, in rank order.
@@ -164,15 +168,28 @@ class TorchCollectives:
         if len(members) == 1 and self.rank == members[0]:
             return LonelyCollectives()
         if len(members) == 1:
-            return Outside(members)
+            return _outside(members)
         world = [self._global(rank) for rank in members]
         # Inside a part of the world only that part calls this, so it cannot wait for all of the world.
         local = self.world_size < dist.get_world_size()
         create = partial(dist.new_group, world, timeout=self.timeout, use_local_synchronization=local)
         made = self._run("group", create, members)
-        return TorchCollectives(made, self._device) if self.rank in members else Outside(members)
+        return TorchCollectives(made, self._device) if self.rank in members else _outside(members)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of a group that was destroyed; every operation is refused from now on."""
+        self._group = self._side = None
+
+    def _alive(self) -> dist.ProcessGroup:
+        if self._group is None:
+            raise CollectiveError(
+                "The process group was destroyed",
+                where=f"rank {self.rank} of {self.world_size}, {user_line()}",
+                fix="destroy it after the last exchange between ranks",
+            )
+        return self._group
 
     def _open_side_channel(self) -> dist.ProcessGroup:
         ranks = [self._global(rank) for rank in range(self.world_size)]
@@ -190,7 +207,7 @@ class TorchCollectives:
                 where=f"rank {self.rank}, {user_line()}",
                 fix=f"pass a rank from 0 to {self.world_size - 1}",
             )
-        return dist.get_global_rank(self._group, rank)
+        return dist.get_global_rank(self._alive(), rank)
 
     def _ship(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor detached, contiguous, and on a device that a backend of the group takes."""
@@ -229,24 +246,32 @@ class TorchCollectives:
         return CollectiveError(f"{what} ({first.strip()})", where=where, fix=fix)
 
 
-class Outside:
-    """A group seen from a rank that is not in it: every operation is refused."""
+class NoCollectives:
+    """Stands where a process cannot take part: every operation is refused with the reason."""
 
-    rank = -1
-
-    def __init__(self, members: Sequence[int]) -> None:
-        self.members = tuple(members)
-        self.world_size = len(self.members)
+    def __init__(self, rank: int, world_size: int, reason: str, fix: str) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.reason = reason
+        self.fix = fix
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise CollectiveError(
-            f"This rank is not in the group of ranks {list(self.members)}",
-            where=user_line(),
-            fix="call the operation on members only (`if group.rank >= 0`)",
-        )
+        raise CollectiveError(self.reason, where=user_line(), fix=self.fix)
 
-    all_gather = all_reduce = broadcast = all_gather_object = broadcast_object = barrier = vote = group = (
-        _refuse
+    all_gather = _refuse
+    all_reduce = _refuse
+    broadcast = _refuse
+    all_gather_object = _refuse
+    broadcast_object = _refuse
+    barrier = _refuse
+    vote = _refuse
+    group = _refuse
+
+
+def _outside(members: Sequence[int]) -> NoCollectives:
+    reason = f"This rank is not in the group of ranks {list(members)}"
+    return NoCollectives(
+        -1, len(members), reason, "call the operation on members only (`if group.rank >= 0`)"
     )
 
 
@@ -272,4 +297,4 @@ def group_timeout(group: dist.ProcessGroup) -> timedelta | None:
     return None
 
 
-__all__ = ["Outside", "TorchCollectives", "backend_names", "group_timeout"]
+__all__ = ["NoCollectives", "TorchCollectives", "backend_names", "group_timeout"]

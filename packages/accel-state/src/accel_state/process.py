@@ -8,25 +8,26 @@ only the one made here is destroyed here.
 from __future__ import annotations
 
 import atexit
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import get_worker_info
 
 from accel_core.enums import DistributedType
 from accel_core.environment import RunConfig
-from accel_core.errors import CapabilityError, CollectiveError, ConfigError, Fault, StateError
+from accel_core.errors import CapabilityError, ConfigError, Fault, StateError
 from accel_core.logging import RankInfo, set_rank_source
 from accel_core.protocols import LonelyCollectives
 from accel_core.topology import Topology
 
-from .collectives import TorchCollectives
+from .collectives import NoCollectives, TorchCollectives
 from .devices.base import too_many
 from .devices.choose import detect, hardware_of
+from .joining import backend_for, join
 
 if TYPE_CHECKING:
     from accel_core.protocols import Collectives, Device
@@ -100,6 +101,8 @@ def start(
     hardware = _hardware(asked)
     if dist.is_available() and dist.is_initialized():
         made = _adopt(_as_the_group_says(topology), hardware, asked, backend, timeout)
+    elif get_worker_info() is not None:
+        made = _beside(topology)
     elif topology.world_size == 1:
         made = _alone(topology, hardware, asked)
     else:
@@ -111,7 +114,11 @@ def start(
 
 def shutdown() -> None:
     """Leave the process group when `start` made it; the rest of the state stays readable."""
-    if _current is not None and _current.owns_group and dist.is_initialized():
+    if _current is None or not _current.owns_group:
+        return
+    if isinstance(_current.collectives, TorchCollectives):
+        _current.collectives.close()
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -148,6 +155,23 @@ def _alone(topology: Topology, hardware: Device, asked: torch.device | None) -> 
     )
 
 
+def _beside(topology: Topology) -> ProcessState:
+    """Return the state of a DataLoader's worker, which has its parent's variables but is no rank."""
+    reason = "A worker process of a DataLoader takes no part in the exchange between ranks"
+    hardware = hardware_of("cpu")
+    return ProcessState(
+        topology=topology,
+        device=hardware.select(0),
+        hardware=hardware,
+        collectives=NoCollectives(
+            topology.rank, topology.world_size, reason, "exchange in the training loop, not in the data set"
+        ),
+        backend=None,
+        timeout=None,
+        distributed_type=DistributedType(hardware.distributed_label if topology.world_size > 1 else "NO"),
+    )
+
+
 def _adopt(
     topology: Topology,
     hardware: Device,
@@ -174,7 +198,7 @@ def _together(
         raise too_many(hardware.name, topology.local_world_size, hardware.count(), variable)
     spec = backend_for(hardware, backend)
     chosen = _select(topology, hardware, asked)
-    _join(topology, spec, timeout, init_method)
+    join(topology, spec, timeout, init_method)
     return replace(_in_group(topology, hardware, chosen, spec), init_method=init_method, owns_group=True)
 
 
@@ -195,63 +219,6 @@ def _select(topology: Topology, hardware: Device, asked: torch.device | None) ->
     """Make the device asked for by number, else that of the local rank, the current one."""
     index = asked.index if asked is not None and asked.index is not None else topology.local_rank
     return hardware.select(index)
-
-
-def _join(topology: Topology, spec: str, timeout: timedelta | None, init_method: str | None) -> None:
-    place = f"rank {topology.rank} of {topology.world_size}"
-    url = init_method or rendezvous(topology)
-    try:
-        dist.init_process_group(
-            spec, init_method=url, timeout=timeout, rank=topology.rank, world_size=topology.world_size
-        )
-    except (RuntimeError, ValueError) as error:
-        reached = f"{topology.main_address}:{topology.main_port}" if init_method is None else init_method
-        limit = timeout if timeout is not None else "torch's default"
-        raise CollectiveError(
-            f"The ranks did not find each other: {str(error).strip().splitlines()[0]}",
-            where=f"{place}, at {reached}, backend {spec}, timeout {limit}",
-            fix=f"start all {topology.world_size} processes, with the same address and a free port",
-        ) from error
-
-
-def rendezvous(topology: Topology, environ: Mapping[str, str] | None = None) -> str:
-    """Return where the ranks meet: ``env://`` when torch's variables are complete, else the address."""
-    environ = os.environ if environ is None else environ
-    # torchrun keeps a store alive for its workers and says so in variables that only env:// reads.
-    if all(name in environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
-        return "env://"
-    address = topology.main_address
-    return (
-        f"tcp://[{address}]:{topology.main_port}"
-        if ":" in address
-        else f"tcp://{address}:{topology.main_port}"
-    )
-
-
-def backend_for(hardware: Device, backend: str | None = None) -> str:
-    """Return what to pass to ``init_process_group`` for this hardware.
-
-    An accelerator's own backend is paired with gloo for CPU tensors ("cpu:gloo,cuda:nccl"), so that
-    objects, votes and barriers never go through the accelerator. A ``backend`` that is asked for by
-    name must be one the hardware offers; a spelled-out pair is passed on as it is.
-    """
-    if backend is not None and ":" in backend:
-        return backend
-    offered = hardware.backends()
-    if backend is not None and backend not in offered:
-        raise CapabilityError(
-            f"The backend {backend!r} cannot be used on {hardware.name}",
-            where=f"torch {torch.__version__}; this hardware offers: {', '.join(offered) or 'none'}",
-            fix="leave the backend out to get the best one, or install a PyTorch that has it",
-        )
-    if not offered:
-        reason = hardware.supports("distributed").reason
-        raise CapabilityError(f"Several processes on {hardware.name} cannot talk to each other: {reason}")
-    best = backend or offered[0]
-    through_cpu = hardware_of("cpu").backends()
-    if best in through_cpu or "gloo" not in through_cpu:
-        return best
-    return f"cpu:gloo,{hardware.name}:{best}"
 
 
 # -- checks ------------------------------------------------------------------------------------------
@@ -337,4 +304,4 @@ def _rank_info() -> RankInfo | None:
     return RankInfo(place.rank, place.local_rank, state.collectives.barrier, place.world_size)
 
 
-__all__ = ["ProcessState", "backend_for", "current", "rendezvous", "reset", "shutdown", "start"]
+__all__ = ["ProcessState", "at_reset", "current", "reset", "shutdown", "start"]

@@ -108,7 +108,7 @@ def _size(tensor: torch.Tensor, dim: int) -> int:
 
 
 def pad_to(tensor: torch.Tensor, size: int, dim: int, pad_index: float, pad_first: bool) -> torch.Tensor:
-    """Return ``tensor`` with ``size`` places along ``dim``; unchanged when that is so, or without such a dimension."""
+    """Return ``tensor`` with ``size`` places along ``dim``; or itself where that needs nothing."""
     if _size(tensor, dim) in {-1, size}:
         return tensor
     shape = list(tensor.shape)

@@ -91,7 +91,7 @@ def find_batch_size(data: Any) -> int:
     if tensor is None:
         kinds = sorted({type(leaf).__name__ for _, leaf in leaves(data)}) or ["nothing"]
         raise NotATensorError(
-            f"No batch size: this {type(data).__name__} holds no tensor with a dimension, but {', '.join(kinds)}",
+            f"No batch size: {type(data).__name__} without a tensor that has a dimension: {', '.join(kinds)}",
             fix="let the batch hold a tensor, or state the batch size where it is needed",
         )
     return int(tensor.shape[0])
