@@ -27,7 +27,7 @@ _NAMES = {
     "skip_first_batches": ".skip",
 }
 
-__all__ = [  # noqa: F822 - found by the door below
+__all__ = [
     "BatchSamplerShard",
     "DataLoaderDispatcher",
     "DataLoaderShard",

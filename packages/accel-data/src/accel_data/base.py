@@ -163,16 +163,19 @@ class PreparedLoader(DataLoader[Any]):
         self._tell_all(plan.epoch.value)
 
     def _open(self) -> tuple[Iterator[Any], Tail, int]:
-        """Start torch's own iteration; return it, what it will know about its end, and the batches to drop."""
+        """Start torch's own iteration; return it, what it knows of its end, and the batches to drop."""
         plan = self._plan
-        plan.begin()
-        self.__dict__["_started"] = True
         batches = self.batch_sampler
         if isinstance(batches, BatchSamplerShard):
             batches.start = plan.skip
             iterator = iter(super().__iter__())
             return iterator, batches.tail, 0
         return iter(super().__iter__()), Tail(), plan.skip
+
+    def _begin(self) -> None:
+        """Bring the ranks to the start of the epoch."""
+        self._plan.begin()
+        self.__dict__["_started"] = True
 
     def _known_length(self) -> int | None:
         """Return the batches ahead where they follow from the samplers, not from a dataset's claim."""

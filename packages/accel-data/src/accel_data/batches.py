@@ -65,7 +65,7 @@ class BatchSamplerShard(BatchSampler):
         self.process_index = process_index
         self.split_batches = split_batches
         self.even_batches = even_batches
-        self.batch_size = getattr(batch_sampler, "batch_size", None)  # type: ignore[assignment]
+        self.batch_size: Any = getattr(batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(batch_sampler, "drop_last", False))
         self.start = 0
         """Local batches that the next iteration leaves out; it goes back to 0 by itself."""
@@ -117,7 +117,8 @@ class BatchSamplerShard(BatchSampler):
         """Samples of a full batch of one rank; None when batches have no fixed size."""
         if self.batch_size is None:
             return None
-        return self.batch_size // self.num_processes if self.split_batches else self.batch_size
+        size = int(self.batch_size)
+        return size // self.num_processes if self.split_batches else size
 
     @property
     def round_size(self) -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from accel_core.errors import AlreadyShardedError, PrepareError
 from torch.utils.data import DataLoader, DistributedSampler
+
+from accel_core.errors import AlreadyShardedError, PrepareError
 
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
@@ -82,7 +83,11 @@ def mesh_place(mesh: Any) -> tuple[int, int]:
     names = tuple(mesh.mesh_dim_names or ())
     sizes = tuple(mesh.mesh.shape)
     parallel = [index for index, name in enumerate(names) if name.startswith("dp")]
-    others = [f"{name}={size}" for name, size in zip(names, sizes, strict=False) if not name.startswith("dp") and size > 1]
+    others = [
+        f"{name}={size}"
+        for name, size in zip(names, sizes, strict=False)
+        if not name.startswith("dp") and size > 1
+    ]
     if not parallel or others:
         reason = (
             f"it has no dimension named dp* (its names: {names or 'none'})"

@@ -87,7 +87,11 @@ def _torch_random(sampler: RandomSampler) -> Reading:
     def finish() -> None:
         # RandomSampler draws a last permutation even when it needs no index of it. The user's generator
         # must stand where plain torch leaves it, or the second epoch differs.
-        if sampler.generator is not None and not sampler.replacement and not sampler.num_samples % population():
+        if (
+            sampler.generator is not None
+            and not sampler.replacement
+            and not sampler.num_samples % population()
+        ):
             torch.randperm(population(), generator=sampler.generator)
 
     return Reading(lambda: sampler.num_samples, draw, finish)

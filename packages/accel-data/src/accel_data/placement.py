@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
 from accel_core.nested import leaves, rebuild_mapping, rebuild_sequence
 
 Place = Callable[[Any], Any]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
 from accel_core.enums import RNGType
 from accel_core.errors import PrepareError, UnknownNameError
 from accel_core.protocols.collectives import Collectives, LonelyCollectives

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+
 from accel_core.errors import PrepareError
 from accel_core.protocols.collectives import Collectives, LonelyCollectives
 from accel_core.window import GradientWindow
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
@@ -95,8 +96,14 @@ def prepare_data_loader(
     if dispatch_batches:
         from .dispatch import DataLoaderDispatcher
 
+        check_in_order(dataloader, pads=even_batches and world > 1)
         return DataLoaderDispatcher.dispatch(
-            dataloader, plan, split_batches, even_batches, slice_fn_for_dispatch, world, replaced
+            dataloader,
+            plan,
+            replaced,
+            split_batches=split_batches,
+            even_batches=even_batches,
+            slice_fn=slice_fn_for_dispatch,
         )
     if isinstance(dataloader.dataset, IterableDataset):
         replaced |= _shard_stream(dataloader, plan, cut)
@@ -169,7 +176,7 @@ def _shard_stream(loader: DataLoader[Any], plan: LoaderPlan, cut: _Cut) -> dict[
     """Return the attributes that make a loader of a stream read one rank's part."""
     if cut.num_processes == 1:
         return {}
-    check_in_order(loader, pads=cut.even_batches)
+    check_in_order(loader, pads=cut.even_batches and not loader.drop_last)
     whole = loader.batch_size is None
     shard = IterableDatasetShard(
         loader.dataset,

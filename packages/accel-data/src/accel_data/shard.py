@@ -7,10 +7,11 @@ from itertools import islice
 from typing import Any, NoReturn
 
 import torch
+from torch.utils.data import BatchSampler
+
 from accel_core.errors import DataError, UnevenDataError
 from accel_core.protocols.collectives import Collectives
 from accel_core.window import GradientWindow, LoaderCursor
-from torch.utils.data import BatchSampler
 
 from .base import PreparedLoader
 from .batches import BatchSamplerShard, Tail
@@ -75,6 +76,7 @@ class DataLoaderShard(PreparedLoader):
         self._adopt(plan)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._begin()
         iterator, tail, drop = self._open()
         run = self._watched if self._plan.watch_ends else self._counted
         return run(iterator, tail, drop)
@@ -139,15 +141,16 @@ class DataLoaderShard(PreparedLoader):
                 f"rank {', '.join(map(str, odd))} got other samples from the sampler than rank 0, so "
                 "sharding would lose some samples and repeat others",
                 where=f"rank {self._plan.collectives.rank}, {type(self.get_sampler()).__name__}, first round",
-                fix="shuffle with a torch.Generator that the sampler keeps as .generator (it is synchronised), "
-                "or give rng_types=['torch']; do not prepare a sampler that gives each rank its own part",
+                fix="shuffle with a torch.Generator that the sampler keeps as .generator (synchronised), or "
+                "give rng_types=['torch']; do not prepare a sampler that gives each rank its own part",
             )
 
     # -- streams: ranks tell each other, two batches ahead, whether they have another one --------
 
     def _watched(self, iterator: Iterator[Any], tail: Tail, drop: int) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
-        cursor.world_batch = self.dataset.round_size if self.batch_size is not None else None
+        stream: Any = self.dataset
+        cursor.world_batch = stream.round_size if self.batch_size is not None else None
         vote = plan.collectives.vote
         place: Place | None = None
         window.push(cursor)
@@ -192,7 +195,7 @@ class DataLoaderShard(PreparedLoader):
             ended=ended,
             where=where,
             fix="let every rank read the same stream in the same order (seed it alike); a stream that "
-            "already differs by rank must not be sharded again, and must have the same number of batches on each",
+            "already differs by rank must not be prepared, and needs equally many batches on each rank",
         )
 
 

@@ -7,9 +7,10 @@ from itertools import chain, cycle, islice
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
 from accel_core.errors import PrepareError
 from accel_core.nested import first_leaf
-from torch.utils.data import IterableDataset, get_worker_info
 
 
 class IterableDatasetShard(IterableDataset[Any]):
@@ -157,7 +158,7 @@ def count_rows(item: Any) -> int:
 
 
 def _open_stream(dataset: Any) -> tuple[Iterator[Any], int, int]:
-    """Start to read; return the stream, among how many workers its rounds are dealt, and whose turn is ours."""
+    """Start to read; return the stream, among how many workers its rounds go round, and this one's turn."""
     info: Any = get_worker_info()
     if info is None or info.num_workers == 1:
         return iter(dataset), 1, 0
