@@ -39,7 +39,9 @@ class AccelError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        text = self.what if self.what.endswith((".", "?", "!")) else f"{self.what}."
+        # A list of faults, one a line, gets no full stop.
+        ended = "\n" in self.what or self.what.endswith((".", "?", "!"))
+        text = self.what if ended else f"{self.what}."
         if self.where:
             text += f"\n  where: {self.where}"
         if self.fix:
@@ -82,7 +84,7 @@ class ConfigError(AccelError, ValueError):
             super().__init__(f"{owner}: {fault.field}={fault.value!r}: {fault.reason}", fix=fault.fix)
         else:
             lines = "".join(f"\n  - {fault}" for fault in self.faults)
-            super().__init__(f"{owner}: {len(self.faults)} settings are wrong:{lines}\n")
+            super().__init__(f"{owner}: {len(self.faults)} settings are wrong:{lines}")
 
 
 class UnknownNameError(AccelError, ValueError):

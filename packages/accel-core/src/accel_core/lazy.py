@@ -27,7 +27,8 @@ def lazy_door(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], A
             message = f"module {package!r} has no attribute {name!r}{hint}"
             raise AttributeError(message, name=name, obj=sys.modules[package]) from None
         module = import_module(target, package)
-        value = module if target.rpartition(".")[2] == name and not hasattr(module, name) else getattr(module, name)
+        is_module = target.rpartition(".")[2] == name and not hasattr(module, name)
+        value = module if is_module else getattr(module, name)
         # Stored, so that the next look-up is a plain attribute and this function is not called again.
         setattr(sys.modules[package], name, value)
         return value

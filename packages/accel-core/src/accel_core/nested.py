@@ -54,8 +54,10 @@ def map_nested(function: Callable[[Any], Any], data: Any, *, skip_keys: frozense
         return rebuild_mapping(
             data,
             {
-                key: value if skip_keys and key in skip_keys else map_nested(function, value, skip_keys=skip_keys)
-                for key, value in data.items()
+                key: item
+                if skip_keys and key in skip_keys
+                else map_nested(function, item, skip_keys=skip_keys)
+                for key, item in data.items()
             },
         )
     return function(data)

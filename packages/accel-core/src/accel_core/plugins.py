@@ -52,7 +52,8 @@ def offered(group: str) -> dict[str, EntryPoint]:
         other = found.get(point.name)
         if other is not None and other.value != point.value:
             raise StateError(
-                f"Two distributions offer the name {point.name!r} in {group!r}: {_origin(other)} and {_origin(point)}",
+                f"Two distributions offer the name {point.name!r} in {group!r}: "
+                f"{_origin(other)} and {_origin(point)}",
                 fix="uninstall one of them, or ask its author to take another name",
             )
         found[point.name] = point

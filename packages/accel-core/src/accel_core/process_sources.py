@@ -85,9 +85,9 @@ def torchrun(environ: Mapping[str, str]) -> Finding | None:
     # Without a local size, one node is the only reading of a local rank that equals the rank.
     one_node = world if rank is not None and rank == found.get("local_rank") else None
     found.whole("local_world_size", env.LOCAL_WORLD_SIZE, env.LOCAL_SIZE, default=one_node)
-    nodes = _at_least_one_each(world, found.get("local_world_size"))
+    nodes, node = _blocks(rank, world, found.get("local_world_size"))
     found.whole("num_nodes", env.GROUP_WORLD_SIZE, default=nodes)
-    found.whole("node_rank", env.GROUP_RANK, default=_block(rank, found.get("local_world_size")))
+    found.whole("node_rank", env.GROUP_RANK, default=node)
     found.meeting_point()
     return found
 
@@ -164,10 +164,9 @@ def _mpi(
         alone = found.get("world_size") == 1
         found.whole("local_rank", local_rank, default=0 if alone else None)
         found.whole("local_world_size", local_size, default=1 if alone else None)
-        nodes = _at_least_one_each(found.get("world_size"), found.get("local_world_size")) or 1
-        node = _block(found.get("rank"), found.get("local_world_size")) or 0
-        found.keep("num_nodes", nodes, "the number of nodes that follows")
-        found.keep("node_rank", min(node, nodes - 1), "the node that follows")
+        nodes, node = _blocks(found.get("rank"), found.get("world_size"), found.get("local_world_size"))
+        found.keep("num_nodes", nodes, f"the number of nodes, {nodes}")
+        found.keep("node_rank", node, f"this node, {node}")
         found.meeting_point()
         return found
 
@@ -194,18 +193,15 @@ pmi = _mpi("pmi", env.PMI_RANK, env.PMI_SIZE, env.MPI_LOCALRANKID, env.MPI_LOCAL
 """Read the variables of Hydra, the mpirun of Intel MPI and MPICH."""
 
 
-def _at_least_one_each(world: int | None, local: int | None) -> int | None:
-    """Return how many nodes ``world`` ranks fill when each holds ``local``."""
-    if world is None or local is None or world < 1 or local < 1:
-        return None if world is None or local is None else 1
-    return -(-world // local)
+def _blocks(rank: int | None, world: int | None, local: int | None) -> tuple[int, int]:
+    """Return the number of nodes and the node of ``rank`` when each node in turn takes ``local`` ranks.
 
-
-def _block(rank: int | None, local: int | None) -> int | None:
-    """Return the node of ``rank`` when nodes hold ``local`` consecutive ranks each."""
-    if rank is None or local is None:
-        return None
-    return max(0, rank // max(1, local))
+    A number that is missing or impossible is reported elsewhere; here it must only do no harm.
+    """
+    if rank is None or world is None or local is None or rank < 0 or local < 1:
+        return 1, 0
+    nodes = max(1, -(-world // local))
+    return nodes, min(rank // local, nodes - 1)
 
 
 DETECTORS: tuple[Callable[[Mapping[str, str]], Finding | None], ...] = (

@@ -47,7 +47,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _error(what: str, problems: list[str]) -> TopologyError:
     lines = "".join(f"\n  - {problem}" for problem in problems)
-    return TopologyError(f"{what}:{lines}\n ", where="environment variables of this process", fix=_FIX)
+    return TopologyError(f"{what}:{lines}", where="environment variables of this process", fix=_FIX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from .codecs import Codec
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One environment variable: its name, its field, how it is written, the flag of ``launch`` that sets it."""
+    """One environment variable: its name, its field, how it is written, and the flag of ``launch`` for it."""
 
     name: str
     field: str

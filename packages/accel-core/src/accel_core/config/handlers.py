@@ -1,0 +1,205 @@
+"""The documented settings that become keyword arguments of something in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from accel_core.enums import DDPCommunicationHookType, DynamoBackend
+from accel_core.errors import Fault
+
+from . import checks
+from .base import KwargsHandler
+
+_HOOK_FIELDS = ("comm_hook", "comm_wrapper", "comm_state_option")
+_WRAPPERS = (DDPCommunicationHookType.NO, DDPCommunicationHookType.FP16, DDPCommunicationHookType.BF16)
+
+
+def _as_member(owner: object, name: str, kind: type[Any]) -> None:
+    """Replace a name by its enumeration member; what is none stays for the checks to report."""
+    value = getattr(owner, name)
+    if isinstance(value, str) and value in kind:
+        object.__setattr__(owner, name, kind(value))
+
+
+@dataclass(frozen=True, slots=True)
+class AutocastKwargs(KwargsHandler):
+    """How ``torch.autocast`` behaves in ``Accelerator.autocast``."""
+
+    enabled: bool = True
+    cache_enabled: bool | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield everything that is wrong."""
+        yield from checks.flags(self, "enabled")
+        yield from checks.flags(self, "cache_enabled", optional=True)
+
+
+@dataclass(frozen=True, slots=True)
+class DistributedDataParallelKwargs(KwargsHandler):
+    """How a model is wrapped in ``torch.nn.parallel.DistributedDataParallel``.
+
+    ``bucket_cap_mb`` is in MiB. The communication hook and its wrapper may be given by name.
+    """
+
+    dim: int = 0
+    broadcast_buffers: bool = True
+    bucket_cap_mb: int = 25
+    find_unused_parameters: bool = False
+    check_reduction: bool = False
+    gradient_as_bucket_view: bool = False
+    static_graph: bool = False
+    comm_hook: DDPCommunicationHookType = DDPCommunicationHookType.NO
+    comm_wrapper: DDPCommunicationHookType = DDPCommunicationHookType.NO
+    comm_state_option: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _as_member(self, "comm_hook", DDPCommunicationHookType)
+        _as_member(self, "comm_wrapper", DDPCommunicationHookType)
+        KwargsHandler.__post_init__(self)
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield everything that is wrong."""
+        yield from checks.whole(self, "dim")
+        yield from checks.number(self, "bucket_cap_mb", above=0)
+        yield from checks.flags(
+            self,
+            "broadcast_buffers",
+            "find_unused_parameters",
+            "check_reduction",
+            "gradient_as_bucket_view",
+            "static_graph",
+        )
+        yield from checks.one_of(self, "comm_hook", DDPCommunicationHookType)
+        yield from checks.one_of(self, "comm_wrapper", _WRAPPERS)
+        yield from checks.instance(self, "comm_state_option", dict, optional=False)
+
+    def to_dict(self, ignore_keys: Sequence[str] = _HOOK_FIELDS) -> dict[str, Any]:
+        """Return the settings by name, without those that torch's constructor does not take."""
+        return {key: value for key, value in KwargsHandler.to_dict(self).items() if key not in ignore_keys}
+
+
+@dataclass(frozen=True, slots=True)
+class GradScalerKwargs(KwargsHandler):
+    """How the gradient scaler of fp16 training adapts its scale."""
+
+    init_scale: float = 65536.0
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+    enabled: bool = True
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield everything that is wrong."""
+        yield from checks.number(self, "init_scale", above=0)
+        yield from checks.number(self, "growth_factor", above=1)
+        yield from checks.number(self, "backoff_factor", above=0, below=1)
+        yield from checks.whole(self, "growth_interval", minimum=1)
+        yield from checks.flags(self, "enabled")
+
+
+@dataclass(frozen=True, slots=True)
+class InitProcessGroupKwargs(KwargsHandler):
+    """How the ranks' process group is made; ``timeout`` None leaves the backend's own."""
+
+    backend: str | None = "nccl"
+    init_method: str | None = None
+    timeout: timedelta | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield everything that is wrong."""
+        yield from checks.instance(self, "backend", str)
+        yield from checks.instance(self, "init_method", str)
+        yield from checks.instance(self, "timeout", timedelta, fix="pass datetime.timedelta(seconds=...)")
+        if isinstance(self.timeout, timedelta) and self.timeout <= timedelta(0):
+            yield Fault("timeout", self.timeout, "must be more than zero")
+
+    @property
+    def wanted_backend(self) -> str | None:
+        """Return the backend to insist on, or None to let the device choose.
+
+        ``"nccl"`` is the documented default and cannot be told from an explicit wish, so it is read
+        as no wish: a GPU chooses nccl by itself, and on anything else it could only fail.
+        """
+        return None if self.backend == "nccl" else self.backend
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileKwargs(KwargsHandler):
+    """What ``Accelerator.profile`` records and where it is written."""
+
+    activities: list[str] | None = None
+    schedule_option: dict[str, int] | None = None
+    on_trace_ready: Callable[..., Any] | None = None
+    record_shapes: bool = False
+    profile_memory: bool = False
+    with_stack: bool = False
+    with_flops: bool = False
+    with_modules: bool = False
+    output_trace_dir: str | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield everything that is wrong."""
+        if self.activities is not None:
+            listed = isinstance(self.activities, (list, tuple))
+            if not listed or not all(isinstance(name, str) for name in self.activities):
+                yield Fault(
+                    "activities", self.activities, 'must be a list of names such as ["cpu", "cuda"] or None'
+                )
+        known = ("skip_first", "wait", "warmup", "active", "repeat", "skip_first_wait")
+        yield from checks.keys(self, "schedule_option", known)
+        callback: object = self.on_trace_ready
+        if callback is not None and not callable(callback):
+            yield Fault("on_trace_ready", callback, "must be callable or None")
+        yield from checks.flags(
+            self, "record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules"
+        )
+        yield from checks.instance(self, "output_trace_dir", str)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchDynamoPlugin(KwargsHandler):
+    """How models are compiled; None leaves a setting to the environment and then to ``torch.compile``.
+
+    The backend may be given by name in any case.
+    """
+
+    backend: DynamoBackend | None = None
+    mode: str | None = None
+    fullgraph: bool | None = None
+    dynamic: bool | None = None
+    options: dict[str, Any] | None = None
+    disable: bool = False
+    use_regional_compilation: bool | None = None
+
+    def __post_init__(self) -> None:
+        _as_member(self, "backend", DynamoBackend)
+        KwargsHandler.__post_init__(self)
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield everything that is wrong."""
+        yield from checks.one_of(self, "backend", DynamoBackend, optional=True)
+        modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+        yield from checks.one_of(self, "mode", modes, optional=True)
+        yield from checks.flags(self, "fullgraph", "dynamic", "use_regional_compilation", optional=True)
+        yield from checks.instance(self, "options", dict)
+        yield from checks.flags(self, "disable")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting by name, the backend as ``torch.compile`` spells it."""
+        found = KwargsHandler.to_dict(self)
+        if self.backend is not None:
+            found["backend"] = self.backend.value.lower()
+        return found
+
+
+__all__ = [
+    "AutocastKwargs",
+    "DistributedDataParallelKwargs",
+    "GradScalerKwargs",
+    "InitProcessGroupKwargs",
+    "ProfileKwargs",
+    "TorchDynamoPlugin",
+]
