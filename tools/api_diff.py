@@ -7,6 +7,7 @@ difference is what a reviewer reads.
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,37 +19,52 @@ from workspace import ROOT, Package, packages
 
 
 def public_api(package: Package) -> list[str]:
-    """Return one line for each public module, class, function, method and constant of ``package``."""
+    """Return one line for each name that a door of ``package`` gives, and for what it consists of."""
     loader = griffe.GriffeLoader(search_paths=[package.path / "src"], allow_inspection=False)
     module = loader.load(package.import_name)
-    return sorted(set(_lines(module)))
+    lines: set[str] = set()
+    for path in package.source.rglob("__init__.py"):
+        door = module
+        for part in path.parent.relative_to(package.source).parts:
+            door = door[part]
+        for name in re_exported(path):
+            lines.update(_describe(f"{door.path}.{name}", door[name]))
+    return sorted(lines)
 
 
-def _lines(item: griffe.Object | griffe.Alias) -> Iterator[str]:
-    for name, member in item.members.items():
-        if not _public(name, member, item):
-            continue
-        if isinstance(member, griffe.Alias):
-            # Re-exported: the target is described where it is defined.
-            yield f"{item.path}.{name} = {member.target_path}"
-        elif isinstance(member, griffe.Function):
-            yield from (f"{one.path}{_signature(one)}" for one in (member.overloads or [member]))
-        elif isinstance(member, griffe.Attribute):
-            yield f"{member.path}{f': {member.annotation}' if member.annotation else ''}"
-        elif isinstance(member, griffe.Class):
-            yield f"class {member.path}({', '.join(str(base) for base in member.bases)})"
-            yield from _lines(member)
-        else:
-            yield f"module {member.path}"
-            yield from _lines(member)
+def re_exported(door: Path) -> list[str]:
+    """Return what the door offers: names imported ``as`` themselves, the form that type checkers look for."""
+    imports = (node for node in ast.walk(ast.parse(door.read_text())) if isinstance(node, ast.ImportFrom))
+    found = (alias.name for node in imports for alias in node.names if alias.name == alias.asname)
+    return [name for name in found if not name.startswith("_")]
 
 
-def _public(name: str, member: griffe.Object | griffe.Alias, parent: griffe.Object | griffe.Alias) -> bool:
-    """Say whether ``name`` is promised: in ``__all__``, or defined here without a leading underscore."""
-    alias = isinstance(member, griffe.Alias)
-    if parent.exports is not None and (alias or not member.is_module):
-        return name in [str(export) for export in parent.exports]
-    return not alias and (not name.startswith("_") or name in ("__init__", "__call__"))
+def _describe(path: str, member: griffe.Object | griffe.Alias) -> Iterator[str]:
+    try:
+        target = member.final_target if isinstance(member, griffe.Alias) else member
+    except griffe.AliasResolutionError:
+        # It comes from another distribution, whose own snapshot describes it.
+        yield f"{path} = {member.target_path if isinstance(member, griffe.Alias) else member.path}"
+        return
+    if isinstance(target, griffe.Function):
+        yield from (f"{path}{_signature(one)}" for one in (target.overloads or [target]))
+    elif isinstance(target, griffe.Attribute):
+        yield f"{path}{f': {target.annotation}' if target.annotation else ''}"
+    elif isinstance(target, griffe.Class):
+        yield f"class {path}({', '.join(str(base) for base in target.bases)})"
+        for name, part in target.all_members.items():
+            if _public(name):
+                yield from _describe(f"{path}.{name}", part)
+    elif not target.is_init_module:
+        yield f"module {path}"
+        for name, part in target.members.items():
+            listed = target.exports is None or name in map(str, target.exports)
+            if listed and _public(name) and not isinstance(part, griffe.Alias):
+                yield from _describe(f"{path}.{name}", part)
+
+
+def _public(name: str) -> bool:
+    return not name.startswith("_") or name in ("__init__", "__call__")
 
 
 def _signature(function: griffe.Function) -> str:

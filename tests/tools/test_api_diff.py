@@ -1,45 +1,61 @@
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 
 import api_diff
 from workspace import packages
 
-SOURCE = """
-from json import dumps
-from .hidden import shown
-__all__ = ["LIMIT", "Thing", "run", "shown"]
-LIMIT: int = 3
+DOOR = """
+from typing import TYPE_CHECKING
+from .__about__ import __version__ as __version__
+from .thing import _private
+if TYPE_CHECKING:
+    from json import dumps as dumps
+    from . import limits as limits
+    from .thing import Thing as Thing
+    from .thing import run as run
+"""
+THING = """
+import nowhere
 def run(a, b: int = 1, /, c=None, *args: str, d, e: float = 0.5, **rest) -> list[int]: ...
 def _private(): ...
-class Thing(dict):
+def not_offered(): ...
+class Base:
+    def grow(self) -> None: ...
+class Thing(Base):
     size: int
     def __init__(self, *, size: int): ...
-    def grow(self) -> None: ...
     def _shrink(self): ...
+"""
+LIMITS = """
+import os
+__all__ = ["LARGE"]
+LARGE: int = 3
+SMALL = 1
 """
 
 
 @pytest.fixture
 def package(repository):
     found = packages(repository)[0]
-    (found.source / "thing.py").write_text(SOURCE)
-    (found.source / "hidden.py").write_text("import nowhere\ndef shown(x): ...\n_secret = 1\n")
+    for name, text in (("__init__", DOOR), ("thing", THING), ("limits", LIMITS)):
+        (found.source / f"{name}.py").write_text(text)
     return found
 
 
-def test_public_names_and_signatures_are_read_without_importing(package):
-    name = f"{package.import_name}.thing"
-    lines = [line for line in api_diff.public_api(package) if ".thing" in line]
-    assert lines == [
-        f"{name}.LIMIT: int",
+def test_what_the_door_offers_is_read_without_importing(package):
+    name = package.import_name
+    assert api_diff.public_api(package) == [
         f"{name}.Thing.__init__(self, *, size: int)",
         f"{name}.Thing.grow(self) -> None",
         f"{name}.Thing.size: int",
+        f"{name}.dumps = json.dumps",
+        f"{name}.limits.LARGE: int",
         f"{name}.run(a, b: int = 1, /, c = None, *args: str, d, e: float = 0.5, **rest) -> list[int]",
-        f"{name}.shown = {package.import_name}.hidden.shown",
-        f"class {name}.Thing(dict)",
-        f"module {name}",
+        f"class {name}.Thing(Base)",
+        f"module {name}.limits",
     ]
 
 
@@ -48,8 +64,22 @@ def test_a_change_is_reported_until_it_is_written_down(repository, package, caps
     assert api_diff.main(["--write"], repository) == 0
     assert api_diff.main([], repository) == 0
     capsys.readouterr()
-    (package.source / "thing.py").write_text(SOURCE.replace("grow(self)", "grow(self, by: int)"))
+    (package.source / "thing.py").write_text(THING.replace("grow(self)", "grow(self, by: int)"))
     assert api_diff.main([], repository) == 1
     printed = capsys.readouterr().out
-    assert f"-{package.import_name}.thing.Thing.grow(self) -> None" in printed
-    assert f"+{package.import_name}.thing.Thing.grow(self, by: int) -> None" in printed
+    assert f"-{package.import_name}.Thing.grow(self) -> None" in printed
+    assert f"+{package.import_name}.Thing.grow(self, by: int) -> None" in printed
+
+
+DOORS = {
+    ".".join(path.relative_to(package.path / "src").parent.parts): path
+    for package in packages()
+    for path in sorted(package.source.rglob("__init__.py"))
+}
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_type_checkers_see_what_the_door_gives(name):
+    door = import_module(name)
+    if hasattr(door, "__all__"):
+        assert set(api_diff.re_exported(DOORS[name])) == set(door.__all__) - {"__version__"}
