@@ -1,7 +1,8 @@
 """Prepared loaders on one process, or on simulated ranks: settings kept, cursor right, epochs exact."""
 
 import gc
-from collections import namedtuple
+from itertools import chain
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_removing_the_padding_gives_exactly_the_data(count, size, world, split):
     kept = []
     for step in zip(*seen, strict=True):
         values = [value for batch, *_ in step for value in batch]
-        (end, remaining, valid, world_batch), *others = {item[1:] for item in step}
+        (_, _, valid, world_batch), *others = {item[1:] for item in step}
         assert not others
         assert len(values) == world_batch == size * world
         kept += values[:valid]
@@ -141,7 +142,7 @@ def test_streams_carry_their_validity(count, drop, workers):
     kept = [
         value
         for step in zip(*seen, strict=True)
-        for value in sum((item[0] for item in step), [])[: step[0][3]]
+        for value in list(chain.from_iterable(item[0] for item in step))[: step[0][3]]
     ]
     assert kept == list(range(count // 4 * 4 if drop else count))
     assert all(len(item[0]) == 2 and item[4] == 4 for part in seen for item in part)
@@ -158,7 +159,7 @@ def test_a_stream_that_splits_itself_among_workers_keeps_its_split():
     kept = [
         value
         for step in zip(*seen, strict=True)
-        for value in sum((item[0] for item in step), [])[: step[0][3]]
+        for value in list(chain.from_iterable(item[0] for item in step))[: step[0][3]]
     ]
     assert sorted(kept) == list(range(14))
     # Each worker's part has a last round of its own, in the middle of the iteration for the first.
@@ -303,7 +304,7 @@ class TestOrder:
                     prepare_data_loader(loader, num_processes=world, process_index=rank, data_seed=3)
                 )
                 assert type(ranks[-1].get_sampler()) in (type(loader.sampler), SeedableRandomSampler)
-            return [[sum(step, []) for step in zip(*map(lists, ranks), strict=True)] for _ in range(2)]
+            return [[list(chain(*step)) for step in zip(*map(lists, ranks), strict=True)] for _ in range(2)]
 
         one = epochs(1)
         assert one[0] != one[1]
@@ -432,7 +433,9 @@ class TestRebuilding:
 
 class TestDevice:
     def test_batches_move_and_containers_keep_their_classes(self):
-        Pair = namedtuple("Pair", "x y")
+        class Pair(NamedTuple):
+            x: object
+            y: object
 
         class Own:
             def __init__(self, tensor):
@@ -491,9 +494,13 @@ class TestWindow:
     def test_break_exception_and_two_iterators(self):
         window = GradientWindow()
         loader = prepare_data_loader(DataLoader(Numbers(6), batch_size=2), window=window)
-        with pytest.raises(KeyError):
+
+        def body():
             for _ in loader:
                 raise KeyError
+
+        with pytest.raises(KeyError):
+            body()
         gc.collect()
         assert window.active is None
         first, second = iter(loader), iter(loader)
