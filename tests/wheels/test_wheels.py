@@ -76,7 +76,10 @@ def test_the_wheel_works_alone(package: Package, wheelhouse: Path, tmp_path: Pat
     given = str(wheel_of(package, wheelhouse))
     requirements = [given, "--constraints", str(wheelhouse / "constraints.txt")]
     python = fresh(tmp_path / "env", requirements, uv_environment())
-    code = f"import {package.import_name} as door; assert door.__version__ == {package.version!r}"
+    code = (
+        f"import {package.import_name} as door; assert door.__version__ == {package.version!r}\n"
+        "for name in getattr(door, '__all__', ()):\n    getattr(door, name)"
+    )
     programs = [["-c", code]]
     if (package.tests / "smoke.py").exists():
         programs.append([str(package.tests / "smoke.py")])
