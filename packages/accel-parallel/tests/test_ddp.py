@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from accel_core import plugins
-from accel_core.errors import CapabilityError, CheckpointError, PrepareError
+from accel_core.errors import CapabilityError, CheckpointError, CollectiveError, PrepareError
 from accel_core.protocols import LonelyCollectives, StrategyBase, StrategyContext, Support, Unit
 
 pytestmark = pytest.mark.cpu
@@ -173,6 +173,97 @@ class Branches(nn.Module):
         return self.used(x)
 
 
+class WithMethod(nn.Linear):
+    def other(self, x):
+        return self(x) if x is None else nn.functional.linear(x, self.weight, self.bias)
+
+
+def outcomes_of_odd_backwards():
+    """Return which ways of computing gradients raise; of the rest, whether ranks agree on them."""
+    here = strategy()
+    x = torch.ones(1, 2) * (here.batches.rank + 1)
+
+    def bypass(shared, inner):
+        here.backward(inner.other(x).sum())
+
+    def bypass_later(shared, inner):
+        here.backward(shared(x).sum())
+        here.backward(inner.other(x).sum())
+
+    def twice(shared, inner):
+        loss = shared(x).sum()
+        here.backward(loss, retain_graph=True)
+        here.backward(loss)
+
+    def crossed(shared, inner):
+        first, second = shared(x).sum(), shared(x).sum()
+        here.backward(first)
+        here.backward(second)
+
+    def one_after_the_other(shared, inner):
+        here.backward(shared(x).sum())
+        here.backward(shared(x).sum())
+
+    def summed(shared, inner):
+        here.backward(shared(x).sum() + shared(x).sum())
+
+    def only_the_last_synchronised(shared, inner):
+        with here.no_sync(shared):
+            here.backward(shared(x).sum(), sync=False)
+            here.backward(inner.other(x).sum(), sync=False)
+        here.backward(shared(x).sum())
+
+    def evaluated_in_between(shared, inner):
+        with torch.no_grad():
+            shared(x)
+            inner.other(x)
+        here.backward(shared(x).sum())
+
+    def local_on_purpose(shared, inner):
+        with here.no_sync(shared):
+            loss = shared(x).sum()
+            here.backward(loss, retain_graph=True)
+            here.backward(loss)
+        here.backward(shared(x).sum())
+
+    found = {}
+    for way in (
+        bypass,
+        bypass_later,
+        twice,
+        crossed,
+        one_after_the_other,
+        summed,
+        only_the_last_synchronised,
+        evaluated_in_between,
+        local_on_purpose,
+    ):
+        torch.manual_seed(0)
+        model = WithMethod(2, 1)
+        shared = here.wrap(Unit(name="net", model=model)).model
+        try:
+            way(shared, model)
+        except CollectiveError as error:
+            found[way.__name__] = str(error)[:40]
+        else:
+            gradients = here.batches.all_gather_object(model.weight.grad.tolist())
+            found[way.__name__] = "equal" if gradients[0] == gradients[1] else "different"
+    return found
+
+
+def test_gradients_that_are_not_averaged_are_an_error_and_no_others_are(pool):
+    told = "The gradients of the model of unit 'net'"
+    expected = {
+        **dict.fromkeys(("bypass", "bypass_later", "twice", "crossed"), told),
+        "one_after_the_other": "equal",
+        "summed": "equal",
+        "only_the_last_synchronised": "equal",
+        "evaluated_in_between": "equal",
+        "local_on_purpose": "equal",
+    }
+    assert pool.run_in_group(2, outcomes_of_odd_backwards) == [expected] * 2
+
+
 def settings_arrive():
     unused = (
         strategy(ddp=SimpleNamespace(find_unused_parameters=True))
@@ -277,12 +368,12 @@ class Store:
     def tensors(self, name, values=None):
         if values is None:
             return self.kept[name, "tensors"]
-        self.kept[name, "tensors"] = {key: value.clone() for key, value in values.items()}
+        return self.kept.update({(name, "tensors"): {key: value.clone() for key, value in values.items()}})
 
     def json(self, name, *value):
         if not value:
             return self.kept[name, "json"]
-        self.kept[name, "json"] = value[0]
+        return self.kept.update({(name, "json"): value[0]})
 
     def names(self):
         return {name for name, _ in self.kept}

@@ -193,7 +193,7 @@ def test_an_overflow_skips_the_step_and_is_told(fused):
 
 
 def test_nothing_is_skipped_while_gradients_accumulate_nor_without_a_scaler():
-    model, raw = small()
+    _, raw = small()
     window = GradientWindow(2)
     optimizer = AcceleratedOptimizer(raw, scaler=torch.amp.GradScaler("cpu"), window=window)
     window.advance()
@@ -209,13 +209,13 @@ def test_gradients_are_unscaled_once_however_often_it_is_asked():
     for _ in range(2):
         before = model.weight.detach().clone()
         scaler.scale(model(torch.ones(1, 3)).sum()).backward()
-        optimizer.unscale_gradients()
-        optimizer.unscale_gradients()
+        optimizer.unscale_()
+        optimizer.unscale_()
         assert torch.equal(model.weight.grad, torch.ones(2, 3))
         optimizer.step()
         optimizer.zero_grad()
         assert torch.allclose(model.weight, before - 0.1)
-    AcceleratedOptimizer(raw).unscale_gradients()  # without a scaler there is nothing to do
+    AcceleratedOptimizer(raw).unscale_()  # without a scaler there is nothing to do
 
 
 def test_a_disabled_scaler_changes_nothing():

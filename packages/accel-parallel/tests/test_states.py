@@ -170,7 +170,7 @@ def test_parameters_that_came_or_went_are_named():
 def test_another_optimizer_class_or_a_missing_or_surplus_optimizer_is_an_error():
     store = Store()
     STATES.save(trained(in_groups(WEIGHTS, BIASES)), store)
-    with pytest.raises(CheckpointError, match="is a SGD, the checkpoint holds the state of a Adam"):
+    with pytest.raises(CheckpointError, match="is a SGD, the checkpoint has the state of a Adam"):
         loaded_into(store, OPTIMIZERS["sgd"])
     model = Tied()
     with pytest.raises(CheckpointError, match="unexpected: m/optimizer_0"):

@@ -2,8 +2,9 @@
 
 import inspect
 import pickle
-from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,8 +16,12 @@ from accel_precision import convert_outputs_to_fp32, convert_to_fp32
 
 pytestmark = pytest.mark.cpu
 
-Pair = namedtuple("Pair", "loss logits")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool]
+
+
+class Pair(NamedTuple):
+    loss: Any
+    logits: Any
 
 
 class ModelOutput(OrderedDict):

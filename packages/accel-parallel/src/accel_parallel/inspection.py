@@ -68,10 +68,10 @@ def check_not_shared(unit: Unit) -> None:
 
 def check_one_device(unit: Unit, device: torch.device) -> None:
     """Raise PrepareError when the model is spread over devices."""
-    spread = placed_devices(unit.model)
+    spread = sorted(placed_devices(unit.model))
     if len(spread) > 1:
         raise PrepareError(
-            f"The model of unit {unit.name!r} is dispatched over several devices: {', '.join(sorted(spread))}",
+            f"The model of unit {unit.name!r} is dispatched over several devices: {', '.join(spread)}",
             where="its hf_device_map",
             fix="data parallelism needs the whole model on each process's device: load it without device_map",
         )

@@ -110,7 +110,7 @@ class AcceleratedOptimizer(Optimizer):
         else:
             self.optimizer.zero_grad(set_to_none=set_to_none)
 
-    def unscale_gradients(self) -> None:
+    def unscale_(self) -> None:
         """Divide gradients by the loss scale before they are clipped or read; further calls do nothing."""
         if self.scaler is not None and not self._unscaled:
             self.scaler.unscale_(self.optimizer)

@@ -85,7 +85,7 @@ def compare(
         )
     if content["class"] != type(optimizer).__name__:
         raise CheckpointError(
-            f"{label} is a {type(optimizer).__name__}, the checkpoint holds the state of a {content['class']}",
+            f"{label} is a {type(optimizer).__name__}, the checkpoint has the state of a {content['class']}",
             fix="create the same optimizer as in the run that saved it",
         )
     now = [

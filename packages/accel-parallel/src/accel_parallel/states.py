@@ -41,7 +41,7 @@ class PlainState:
         return self._together(lambda: _load_model(unit, values, strict=strict))
 
     def save(self, unit: Unit, sink: StateSink) -> None:
-        """Write the model and its optimizers on rank 0. Raises CheckpointError on every rank if that fails."""
+        """Write model and optimizers on rank 0. Raises CheckpointError on every rank if that fails."""
         self._together(lambda: _save(unit, sink) if self.collectives.rank == 0 else None)
 
     def load(self, unit: Unit, source: StateSource, *, strict: bool = True) -> LoadReport:
@@ -76,9 +76,9 @@ def _model_state(unit: Unit) -> dict[str, torch.Tensor]:
     for name, value in bare(unit.model).state_dict().items():
         if not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"The extra state of a module of unit {unit.name!r} is a {type(value).__name__}, not a tensor",
+                f"Extra state in the model of unit {unit.name!r} is a {type(value).__name__}, not a tensor",
                 where=name,
-                fix="return a tensor from get_extra_state, or register the module for checkpointing by itself",
+                fix="return a tensor from get_extra_state, or register the module for checkpointing",
             )
         state[name] = value
     return state
@@ -177,7 +177,7 @@ def _refuse(unit: Unit, report: LoadReport, *, strict: bool) -> None:
     raise CheckpointError(
         f"The state does not fit unit {unit.name!r}; nothing was changed",
         where="\n         ".join(lines),
-        fix="build the model and optimizers as in the run that saved them, or pass strict=False to load what fits",
+        fix="build model and optimizers as in the run that saved them; strict=False loads what fits",
     )
 
 

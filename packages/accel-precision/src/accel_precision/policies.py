@@ -137,7 +137,7 @@ class AutocastPrecision:
     def autocast(
         self, *, enabled: bool = True, cache_enabled: bool | None = None
     ) -> AbstractContextManager[None]:
-        """Return a context in which operations compute in this precision; unless ``enabled``, in their own."""
+        """Return a context in which operations compute in this precision, or, not ``enabled``, in theirs."""
         return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=cache_enabled)
 
     def scaler(self, **settings: Any) -> Scaler | None:

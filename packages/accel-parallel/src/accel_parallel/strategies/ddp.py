@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from accel_parallel.gradients import TorchGradients
 from accel_parallel.inspection import check_not_meta, check_not_shared, check_one_device, check_owners
 from accel_parallel.placement import place
 from accel_parallel.states import PlainState
+from accel_parallel.watch import ReductionWatch
 
 _PASSED_ON = (
     "dim",
@@ -47,6 +49,7 @@ class DataParallel(StrategyBase):
         self.gradients = TorchGradients()
         self.states = PlainState(context.collectives)
         self._group = getattr(context.collectives, "process_group", None)
+        self._watches: WeakKeyDictionary[nn.Module, ReductionWatch] = WeakKeyDictionary()
         self._arguments = _arguments(context.settings.get("ddp"))
 
     def check(self, unit: Unit) -> None:
@@ -61,7 +64,7 @@ class DataParallel(StrategyBase):
         size = dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else None
         if size != self.batches.world_size:
             raise PrepareError(
-                f"The strategy {self.name!r} has collectives of {self.batches.world_size} rank(s), but torch's "
+                f"Strategy {self.name!r} has collectives of {self.batches.world_size} rank(s), but torch's "
                 f"process group {'was not started' if size is None else f'has {size}'}",
                 where=f"rank {self.batches.rank}",
                 fix="start the process group first, as PartialState does, or use the strategy 'single'",
@@ -78,9 +81,11 @@ class DataParallel(StrategyBase):
         model = self.context.precision.convert(unit.model)
         if unit.evaluation or not any(parameter.requires_grad for parameter in model.parameters()):
             return replace(unit, model=model)
-        return replace(unit, model=self._share(model))
+        shared = self._share(model)
+        self._watches[shared] = ReductionWatch(unit.name, shared)
+        return replace(unit, model=shared)
 
-    def _share(self, model: nn.Module) -> nn.Module:
+    def _share(self, model: nn.Module) -> DistributedDataParallel:
         device = next(model.parameters()).device
         return DistributedDataParallel(
             model,
@@ -98,8 +103,14 @@ class DataParallel(StrategyBase):
         return model
 
     def backward(self, loss: torch.Tensor, *, sync: bool = True, **kwargs: Any) -> None:
-        """Compute gradients; the container averages them unless forward ran under ``no_sync``."""
+        """Compute gradients; the container averages them unless forward ran under ``no_sync``.
+
+        With ``sync``, raises CollectiveError when gradients came about without the container's forward.
+        """
         loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+        if sync:
+            for container, watch in self._watches.items():
+                watch.check(container)  # type: ignore[arg-type]
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return the container's context in which gradients stay local; an empty one for other models."""
