@@ -68,7 +68,7 @@ class DataLoaderConfiguration(Config):
 
 @dataclass(slots=True)
 class ProjectConfiguration(Config):
-    """Where a project keeps checkpoints and logs. It changes by documented use: ``iteration`` counts saves."""
+    """Where a project keeps checkpoints and logs. Changes by documented use: ``iteration`` counts saves."""
 
     changes: ClassVar[bool] = True
 
