@@ -11,18 +11,20 @@ Writes the learning curve to a picture and prints a table. Needs scikit-learn, m
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accel import Accelerator
-from accel.utils import set_seed
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
+
+from accel import Accelerator
+from accel.utils import set_seed
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 
@@ -82,9 +84,12 @@ def train(accelerator: Accelerator, args: argparse.Namespace) -> tuple[History, 
     test_loader = DataLoader(test_data, batch_size=64)
     model = build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
-    # The length that one process would take: a prepared scheduler moves one step per process and update.
-    updates = -(-len(train_loader) // args.accumulation) * args.epochs
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=args.lr, total_steps=updates)
+    # A prepared scheduler moves one step per process and update, so its length is counted in those.
+    processes = accelerator.num_processes
+    updates = math.ceil(math.ceil(len(train_loader) / processes) / args.accumulation) * args.epochs
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=args.lr, total_steps=updates * processes
+    )
     model, optimizer, train_loader, test_loader, scheduler = accelerator.prepare(
         model, optimizer, train_loader, test_loader, scheduler
     )
@@ -126,7 +131,13 @@ def draw(history: History, path: Path) -> None:
     left.plot(epochs, history.loss, color="tab:blue", marker="o", label="training loss")
     left.set(xlabel="epoch", ylabel="training loss", yscale="log", title="Handwritten digits")
     right = left.twinx()
-    right.plot(epochs, [100 * value for value in history.accuracy], color="tab:orange", marker="s", label="test accuracy")
+    right.plot(
+        epochs,
+        [100 * value for value in history.accuracy],
+        color="tab:orange",
+        marker="s",
+        label="test accuracy",
+    )
     right.set(ylabel="test accuracy (%)")
     left.legend(handles=[*left.lines, *right.lines], loc="center right")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,15 +159,18 @@ def show(history: History, samples: int, accelerator: Accelerator, seconds: floa
     console.print(table)
     console.print(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, mixed precision"
-        f" {accelerator.mixed_precision}: {history.accuracy[-1]:.2%} of {samples} test images in {seconds:.1f} s"
+        f" {accelerator.mixed_precision}: {history.accuracy[-1]:.2%} of {samples} test images"
+        f" in {seconds:.1f} s"
     )
     console.print(f"learning curve: {picture}")
 
 
 def main() -> None:
     """Parse the options, train, and show the result on the main process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=32, help="samples per process and micro-batch")
     parser.add_argument("--accumulation", type=int, default=2, help="micro-batches per update")
     parser.add_argument("--lr", type=float, default=6e-3)

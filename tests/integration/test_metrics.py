@@ -32,7 +32,9 @@ class Counter(IterableDataset[torch.Tensor]):
         return iter(torch.arange(self.count))
 
 
-def evaluate_all(style: str, batch_size: int, sizes: tuple[int, ...], options: dict[str, Any]) -> dict[int, list[int]]:
+def evaluate_all(
+    style: str, batch_size: int, sizes: tuple[int, ...], options: dict[str, Any]
+) -> dict[int, list[int]]:
     from accel import Accelerator
     from accel.utils import DataLoaderConfiguration
 
@@ -57,7 +59,9 @@ def test_exactly_the_samples_in_order(world: int, style: str, batch_size: int, p
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("options", [{"split_batches": True}, {"dispatch_batches": True}], ids=["split", "dispatch"])
+@pytest.mark.parametrize(
+    "options", [{"split_batches": True}, {"dispatch_batches": True}], ids=["split", "dispatch"]
+)
 @pytest.mark.parametrize("style", ["map", "stream"])
 def test_other_ways_to_cut_the_data(world: int, options: dict[str, Any], style: str, pool: Any) -> None:
     sizes = (1, 3, 4, 7, 8, 9, 31, 32, 33, 101)
@@ -111,7 +115,9 @@ def test_objects_and_nested_values(world: int, pool: Any) -> None:
         values: list[int] = []
         doubles: list[int] = []
         for batch in loader:
-            names.extend(accelerator.gather_for_metrics([f"sample {int(i)}" for i in batch], use_gather_object=True))
+            names.extend(
+                accelerator.gather_for_metrics([f"sample {int(i)}" for i in batch], use_gather_object=True)
+            )
             got = accelerator.gather_for_metrics({"plain": batch, "twice": [batch.repeat_interleave(2)]})
             values.extend(got["plain"].tolist())
             doubles.extend(got["twice"][0].tolist())

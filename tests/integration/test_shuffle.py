@@ -26,7 +26,9 @@ def orders(seed: int, epochs: int, workers: int, options: dict[str, Any]) -> lis
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_seedable_sampler": True, "data_seed": 5}, {"split_batches": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_seedable_sampler": True, "data_seed": 5}, {"split_batches": True}], ids=str
+)
 def test_order_is_the_same_on_1_2_and_4_processes(options: dict[str, Any], pool: Any) -> None:
     expected = pool.run(1, orders, 3, 3, 0, options)[0]
     for epoch in expected:

@@ -1,7 +1,7 @@
 """Loss and gradients of accel on 1, 2 and 4 processes against plain PyTorch on the same global batch.
 
-Tolerance: float64, relative 1e-12. The sums are taken in another order (per rank, per micro-batch), so the last few
-of 52 bits may differ; a wrong divisor or a lost micro-batch is off by per cent.
+Tolerance: float64, relative 1e-12. The sums are taken in another order (per rank, per micro-batch), so
+the last few of 52 bits may differ; a wrong divisor or a lost micro-batch is off by per cent.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python measure.py accel step loader sampler
     python measure.py accelerate step loader sampler
 
-Plain and prepared code run in turn, in blocks, so that a machine that drifts slows both; each figure is the median
-over the blocks. Both libraries take the same calls, so one program measures both.
+Plain and prepared code run in turn, in blocks, so that a machine that drifts slows both; each figure is
+the median over the blocks. Both libraries take the same calls, so one program measures both.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ Row = dict[str, float]
 BLOCKS = 31
 
 
-def blocks(plain: Callable[[], int], prepared: Callable[[], int]) -> tuple[float, float]:
-    """Return the median microseconds per item of both; each call returns how many items it did."""
-    plain(), prepared()
+def blocks(plain: Callable[[], int], prepared: Callable[[], int]) -> Row:
+    """Return microseconds per item, the median over the blocks; each call returns how many items it did.
+
+    What is added is the median of the differences of neighbouring blocks: they had the same machine.
+    """
+    plain()
+    prepared()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(BLOCKS):
         for run, kept in zip((plain, prepared), times, strict=True):
             start = time.perf_counter()
             items = run()
             kept.append((time.perf_counter() - start) / items * 1e6)
-    return statistics.median(times[0]), statistics.median(times[1])
+    added = statistics.median(after - before for before, after in zip(*times, strict=True))
+    before = statistics.median(times[0])
+    return {"plain": before, "prepared": before + added, "added": added, "ratio": 1 + added / before}
 
 
 def accelerator_of(library: str) -> Any:
@@ -79,8 +85,7 @@ def step(library: str) -> dict[str, Row]:
                 optimizer.zero_grad()
         return 200
 
-    raw, ours = blocks(plain, prepared)
-    return {"training step": {"plain": raw, "prepared": ours, "added": ours - raw, "ratio": ours / raw}}
+    return {"training step": blocks(plain, prepared)}
 
 
 class Batches(Dataset[Any]):
@@ -112,8 +117,7 @@ def loader(library: str) -> dict[str, Row]:
             count += 1
         return count
 
-    before, after = blocks(lambda: walk(raw), lambda: walk(prepared))
-    return {"loader, per batch": {"plain": before, "prepared": after, "added": after - before, "ratio": after / before}}
+    return {"loader, per batch": blocks(lambda: walk(raw), lambda: walk(prepared))}
 
 
 def sampler(library: str) -> dict[str, Row]:
@@ -123,7 +127,9 @@ def sampler(library: str) -> dict[str, Row]:
     for world in (1, 8, 64, 512):
         local = 400 if world < 512 else 100
         order = SequentialSampler(range(32 * world * local))
-        shard = module.BatchSamplerShard(BatchSampler(order, 32, drop_last=False), num_processes=world, process_index=0)
+        shard = module.BatchSamplerShard(
+            BatchSampler(order, 32, drop_last=False), num_processes=world, process_index=0
+        )
 
         def walk(shard: Any = shard) -> int:
             count = 0

@@ -2,8 +2,8 @@
 
     nox -s bench
 
-The peer (``accelerate``) is installed in an environment of its own and only ever run, never read. Whoever has no such
-environment leaves ``--peer`` out and gets the table without its columns.
+The peer (``accelerate``) is installed in an environment of its own and only ever run, never read. Whoever
+has no such environment leaves ``--peer`` out and gets the table without its column.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ GOALS = {
 
 def measured(python: str, library: str) -> dict[str, dict[str, float]]:
     """Return the figures of ``measure.py`` in the given interpreter."""
-    done = subprocess.run([python, str(HERE / "measure.py"), library], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, str(HERE / "measure.py"), library], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"measure.py failed for {library}:\n{done.stderr}")
     figures: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
@@ -44,7 +46,7 @@ def measured(python: str, library: str) -> dict[str, dict[str, float]]:
 
 
 def started(python: str, library: str, console: str) -> dict[str, dict[str, float]]:
-    """Return what the command line and the import cost in CPU seconds, over an empty interpreter and over torch."""
+    """Return the CPU seconds of the command line and the import, over an empty interpreter and over torch."""
     script = str(Path(python).parent / console)
     with tempfile.TemporaryDirectory() as folder:
         noop = Path(folder) / "noop.py"
@@ -80,7 +82,7 @@ def cell(figures: dict[str, float] | None, unit: str) -> str:
 def table(ours: dict[str, dict[str, float]], peers: dict[str, dict[str, float]], versions: str) -> str:
     """Return the results as a Markdown table."""
     lines = [
-        f"Measured {datetime.date.today().isoformat()}: {versions}.",
+        f"Measured {datetime.datetime.now(tz=datetime.UTC).date()}: {versions}.",
         "",
         "| what | plain | accel adds | peer adds | goal |",
         "|---|---|---|---|---|",
@@ -88,21 +90,22 @@ def table(ours: dict[str, dict[str, float]], peers: dict[str, dict[str, float]],
     for name, figures in ours.items():
         unit = "s" if name in ("--help", "launch of a no-op script", "import and touch Accelerator") else "us"
         plain = f"{figures['plain']:.3g} {unit}" if "plain" in figures else "-"
-        lines.append(
-            f"| {name} | {plain} | {cell(figures, unit)} | {cell(peers.get(name), unit)} | {GOALS.get(name, '')} |"
-        )
+        cells = (name, plain, cell(figures, unit), cell(peers.get(name), unit), GOALS.get(name, ""))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def versions_of(python: str, packages: tuple[str, ...]) -> str:
     """Return ``name version`` of the given packages in another interpreter."""
-    code = f"from importlib.metadata import version\nprint(', '.join(p + ' ' + version(p) for p in {packages!r}))"
+    code = f"import importlib.metadata as m; print(*(p + ' ' + m.version(p) for p in {packages!r}), sep=', ')"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
     """Measure, print and keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", help="the Python interpreter of an environment that holds accelerate")
     parser.add_argument("--keep", action="store_true", help="write the table to docs/bench/")
     args = parser.parse_args()

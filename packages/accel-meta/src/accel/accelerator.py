@@ -1,4 +1,4 @@
-"""The ``Accelerator``: the four lines in the user's loop. It delegates; the work is done by the packages below."""
+"""The ``Accelerator``: the four lines in the user's loop. It delegates; the packages below do the work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
 from accel_core.config import (
     AutocastKwargs,
     DataLoaderConfiguration,
@@ -20,14 +24,19 @@ from accel_data import prepare_data_loader
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 from accel_state import AcceleratorState, GradientState, operations, random
 from accel_state.process import start as process_state
-from torch import nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from . import metrics, resolve
 from .accumulation import Accumulate
 from .configuration_api import ConfigurationAPI
-from .preparation import Registry, check_ownership, form_units, optimizers_of, reject_repeats, role_of, wrap_units
+from .preparation import (
+    Registry,
+    check_ownership,
+    form_units,
+    optimizers_of,
+    reject_repeats,
+    role_of,
+    wrap_units,
+)
 from .process_api import ProcessAPI
 
 if TYPE_CHECKING:
@@ -38,6 +47,12 @@ Ts = TypeVarTuple("Ts")
 _NOT_GIVEN: Any = None
 
 logger = get_logger(__name__)
+
+_SCHEDULER_NOTE = (
+    "The learning rate scheduler moves %s steps per optimizer step, one per process, as documented: its"
+    " length is that of one process. To move one step per optimizer step, pass step_scheduler_with_optimizer=False"
+    " and step it yourself, or split_batches=True."
+)
 
 
 class Accelerator(ProcessAPI, ConfigurationAPI):
@@ -110,7 +125,10 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         """Join the processes, then build what the loop calls into. The order is the dependency."""
         settings = self._settings
         self.state = AcceleratorState(
-            mixed_precision=settings.mixed_precision, cpu=cpu, _from_accelerator=True, **self._process_options()
+            mixed_precision=settings.mixed_precision,
+            cpu=cpu,
+            _from_accelerator=True,
+            **self._process_options(),
         )
         process = self._process = process_state()
         self._precision: Precision = resolve.precision(settings.mixed_precision, process)
@@ -131,21 +149,29 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
     @overload
     def prepare(self, thing: T, /, *, device_placement: Sequence[bool] | None = None) -> T: ...
 
+    # mypy 2 does not see that *args: Any takes *args: *Ts.
     @overload
     def prepare(self, *args: *Ts, device_placement: Sequence[bool] | None = None) -> tuple[*Ts]: ...
 
-    def prepare(self, *args: Any, device_placement: Sequence[bool] | None = None) -> Any:
-        """Return the objects ready for this set-up, in the order given: models, optimizers, schedulers, loaders.
+    def prepare(  # type: ignore[misc]
+        self, *args: Any, device_placement: Sequence[bool] | None = None
+    ) -> Any:
+        """Return the objects ready for this set-up, in the order given.
 
-        Any number in any order; objects of other kinds come back as they are, and an object that was
-        prepared before comes back as what it became then. ``device_placement`` overrides the
+        Models, optimizers, schedulers and loaders, any number in any order. Objects of other kinds come
+        back as they are; one that was prepared before comes back as what it became then. ``device_placement`` overrides the
         accelerator's for each object. Raises PrepareError for an object given twice, an optimizer
         whose parameters no prepared model has, and a scheduler whose optimizer was not prepared.
         """
         reject_repeats(args)
         places = self._places(args, device_placement)
         made: dict[int, Any] = {}
-        fresh: dict[str, list[tuple[int, Any]]] = {"model": [], "optimizer": [], "scheduler": [], "loader": []}
+        fresh: dict[str, list[tuple[int, Any]]] = {
+            "model": [],
+            "optimizer": [],
+            "scheduler": [],
+            "loader": [],
+        }
         for position, thing in enumerate(args):
             known = self._registry.made_of(thing)
             role = role_of(thing)
@@ -183,11 +209,15 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         ]
         units = form_units(named, [optimizer for _, optimizer in optimizers], train=True)
         replaced: dict[int, Optimizer] = {}
-        for (position, model), unit, wrapped in zip(models, units, wrap_units(self._strategy, units), strict=True):
+        for (position, model), unit, wrapped in zip(
+            models, units, wrap_units(self._strategy, units), strict=True
+        ):
             made[position] = self._keep_model(model, wrapped)
             replaced.update({id(a): b for a, b in zip(unit.optimizers, wrapped.optimizers, strict=True)})
         for position, optimizer in optimizers:
-            made[position] = self._keep_optimizer(optimizer, replaced.get(id(optimizer), optimizer), places[position])
+            made[position] = self._keep_optimizer(
+                optimizer, replaced.get(id(optimizer), optimizer), places[position]
+            )
         return made
 
     def _keep_model(self, model: nn.Module, wrapped: Any) -> nn.Module:
@@ -198,7 +228,9 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         return prepared
 
     def _keep_optimizer(self, original: Optimizer, inner: Optimizer, place: bool) -> AcceleratedOptimizer:
-        prepared = AcceleratedOptimizer(inner, device_placement=place, scaler=self.scaler, window=self._window)
+        prepared = AcceleratedOptimizer(
+            inner, device_placement=place, scaler=self.scaler, window=self._window
+        )
         self._registry.optimizers.append(prepared)
         self._registry.remember(original, prepared)
         return prepared
@@ -214,11 +246,15 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         if isinstance(known, nn.Module):
             return known
         place = self.device_placement if device_placement is None else device_placement
-        units = form_units([(f"model_{len(self._registry.models)}", model, place)], [], train=not evaluation_mode)
+        units = form_units(
+            [(f"model_{len(self._registry.models)}", model, place)], [], train=not evaluation_mode
+        )
         return self._keep_model(model, wrap_units(self._strategy, units)[0])
 
-    def prepare_optimizer(self, optimizer: Optimizer, device_placement: bool | None = None) -> AcceleratedOptimizer:
-        """Return ``optimizer`` wrapped so that it steps at the end of a window only, through the scaler if there is one."""
+    def prepare_optimizer(
+        self, optimizer: Optimizer, device_placement: bool | None = None
+    ) -> AcceleratedOptimizer:
+        """Return ``optimizer`` wrapped so that it steps at the end of a window only, through the scaler."""
         known = self._registry.made_of(optimizer)
         if isinstance(known, AcceleratedOptimizer):
             return known
@@ -229,7 +265,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         return self._keep_optimizer(optimizer, optimizer, place)
 
     def prepare_scheduler(self, scheduler: Any) -> AcceleratedScheduler:
-        """Return ``scheduler`` wrapped so that it steps when its optimizer did, once per process (see the README).
+        """Return ``scheduler`` wrapped so that it steps when its optimizer did, once per process.
 
         Raises PrepareError when its optimizer was not prepared.
         """
@@ -246,18 +282,22 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
             window=self._window,
             num_processes=self.num_processes,
         )
-        if self.num_processes > 1 and self.step_scheduler_with_optimizer and not split and not registry.schedulers:
-            logger.warning(
-                f"The learning rate scheduler moves {self.num_processes} steps per optimizer step (one per process), as"
-                " documented: give it a length in samples of one process. To move one step per optimizer step, pass"
-                " step_scheduler_with_optimizer=False and step it yourself, or split_batches=True."
-            )
+        if (
+            self.num_processes > 1
+            and self.step_scheduler_with_optimizer
+            and not split
+            and not registry.schedulers
+        ):
+            logger.warning(_SCHEDULER_NOTE, self.num_processes)
         registry.schedulers.append(prepared)
         registry.remember(scheduler, prepared)
         return prepared
 
     def prepare_data_loader(
-        self, data_loader: DataLoader[Any], device_placement: bool | None = None, slice_fn_for_dispatch: Any = None
+        self,
+        data_loader: DataLoader[Any],
+        device_placement: bool | None = None,
+        slice_fn_for_dispatch: Any = None,
     ) -> DataLoader[Any]:
         """Return ``data_loader`` giving this rank its own share of the data, on its device."""
         known = self._registry.made_of(data_loader)
@@ -291,7 +331,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
     # -- the step ----------------------------------------------------------------------------
 
     def accumulate(self, *models: nn.Module) -> AbstractContextManager[None]:
-        """Return the context of one micro-batch: gradients are synchronised and applied when the window is full.
+        """Return the context of one micro-batch; gradients are synchronised when it closes its window.
 
         Without ``models`` it holds for all prepared ones. One forward and backward per model belongs in it.
         """
@@ -341,7 +381,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         return self._strategy.gradients.clip_norm_(chosen, max_norm, norm_type)
 
     def clip_grad_value_(self, parameters: torch.Tensor | Iterable[torch.Tensor], clip_value: float) -> None:
-        """Clamp every gradient element into ``[-clip_value, clip_value]``; nothing happens within an open window."""
+        """Clamp every gradient element into ``[-clip_value, clip_value]``; not within an open window."""
         if not self._window.sync_gradients:
             return
         chosen = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
@@ -355,7 +395,9 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         return [
             optimizer
             for optimizer in self._registry.optimizers
-            if any(id(parameter) in wanted for group in optimizer.param_groups for parameter in group["params"])
+            if any(
+                id(parameter) in wanted for group in optimizer.param_groups for parameter in group["params"]
+            )
         ]
 
     def autocast(self, autocast_handler: AutocastKwargs | None = None) -> AbstractContextManager[None]:
@@ -368,7 +410,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
     # -- between the ranks -------------------------------------------------------------------
 
     def gather(self, tensor: T) -> T:
-        """Return the nested tensors of all ranks, concatenated along their first dimension in rank order. Collective."""
+        """Return the nested tensors of all ranks, concatenated along dimension 0 by rank. Collective."""
         gathered: T = operations.gather(tensor)
         return gathered
 
@@ -384,12 +426,12 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         return metrics.trim(operations.gather(input_data), cursor)
 
     def reduce(self, tensor: T, reduction: str = "sum", scale: float = 1.0) -> T:
-        """Return the nested tensors reduced over the ranks by ``sum``, ``mean`` or ``none``, then scaled. Collective."""
+        """Return the nested tensors reduced by ``sum``, ``mean`` or ``none``, then scaled. Collective."""
         reduced: T = operations.reduce(tensor, reduction=reduction, scale=scale)
         return reduced
 
     def pad_across_processes(self, tensor: T, dim: int = 0, pad_index: int = 0, pad_first: bool = False) -> T:
-        """Return the nested tensors padded along ``dim`` to the largest size among the ranks. Collective."""
+        """Return the nested tensors padded along ``dim`` to the largest size of any rank. Collective."""
         padded: T = operations.pad_across_processes(tensor, dim=dim, pad_index=pad_index, pad_first=pad_first)
         return padded
 

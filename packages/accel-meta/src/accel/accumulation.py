@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import nn
+
     from accel_core.protocols import Strategy
     from accel_core.window import GradientWindow
-    from torch import nn
 
 
 class Accumulate:

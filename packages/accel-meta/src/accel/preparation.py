@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel_core.errors import PrepareError
-from accel_core.protocols import Strategy, Unit
-from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
+
+from accel_core.errors import PrepareError
+from accel_core.protocols import Strategy, Unit
+from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 
 ROLES: tuple[tuple[str, type[Any]], ...] = (
     ("loader", DataLoader),
@@ -95,7 +96,9 @@ def check_ownership(optimizer: Optimizer, known: set[int]) -> None:
             )
 
 
-def form_units(models: Sequence[tuple[str, nn.Module, bool]], optimizers: Sequence[Optimizer], *, train: bool) -> list[Unit]:
+def form_units(
+    models: Sequence[tuple[str, nn.Module, bool]], optimizers: Sequence[Optimizer], *, train: bool
+) -> list[Unit]:
     """Return one unit per ``(name, model, place)``, each with the optimizers that hold only its parameters.
 
     An optimizer over several models belongs to none of the units and stays as it is.
@@ -115,7 +118,9 @@ def wrap_units(strategy: Strategy, units: Sequence[Unit]) -> list[Unit]:
     return [strategy.wrap(unit) for unit in units]
 
 
-def optimizers_of(scheduler: Any, prepared: Callable[[object], object | None], fallback: Sequence[AcceleratedOptimizer]) -> list[AcceleratedOptimizer]:
+def optimizers_of(
+    scheduler: Any, prepared: Callable[[object], object | None], fallback: Sequence[AcceleratedOptimizer]
+) -> list[AcceleratedOptimizer]:
     """Return the prepared optimizers that ``scheduler`` drives.
 
     Raises PrepareError when its optimizer was not prepared: it would be stepped without regard to

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
     from accel_core.enums import DistributedType
     from accel_state import AcceleratorState
 
@@ -105,10 +106,12 @@ class ProcessAPI:
         """Return a context that the first process of each machine runs before the others. Collective."""
         return self.state.local_main_process_first()
 
-    def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> AbstractContextManager[Any]:
-        """Return a context that gives this rank's share of ``inputs``: a list, tuple, dict, tensor or data set.
+    def split_between_processes(
+        self, inputs: Any, apply_padding: bool = False
+    ) -> AbstractContextManager[Any]:
+        """Return a context that gives this rank's share of a list, tuple, dict, tensor or dataset.
 
-        With ``apply_padding`` shorter shares are filled up with their last item, so that all ranks have equally many.
+        With ``apply_padding`` shorter shares are filled up with their last item to the length of the longest.
         """
         return self.state.split_between_processes(inputs, apply_padding=apply_padding)
 

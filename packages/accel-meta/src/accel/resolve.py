@@ -66,7 +66,9 @@ def settings(
     """
     run = RunConfig.from_environ()
     return Settings(
-        mixed_precision=str(mixed_precision) if mixed_precision is not None else (run.mixed_precision or "no"),
+        mixed_precision=str(mixed_precision)
+        if mixed_precision is not None
+        else (run.mixed_precision or "no"),
         accumulation=_accumulation(gradient_accumulation_steps, accumulation, run),
         loader=_loader(loader, split_batches),
         project=_project(project, project_dir),
@@ -83,7 +85,7 @@ def _accumulation(
         if steps == 1 and run.gradient_accumulation_steps:
             steps = run.gradient_accumulation_steps
         return GradientAccumulationPlugin(num_steps=steps)
-    if steps != 1 and steps != plugin.num_steps:
+    if steps not in {1, plugin.num_steps}:
         raise ConfigError(
             "Accelerator",
             [
@@ -133,9 +135,13 @@ def _handlers(given: Sequence[KwargsHandler]) -> dict[str, KwargsHandler]:
         field = f"kwargs_handlers[{position}]"
         if name is None:
             known = ", ".join(cls.__name__ for cls in _HANDLERS)
-            faults.append(Fault(field, handler, "is not a handler that this version knows", f"known: {known}"))
+            faults.append(
+                Fault(field, handler, "is not a handler that this version knows", f"known: {known}")
+            )
         elif name in found:
-            faults.append(Fault(field, handler, f"is the second {type(handler).__name__}", "keep one of them"))
+            faults.append(
+                Fault(field, handler, f"is the second {type(handler).__name__}", "keep one of them")
+            )
         else:
             found[name] = handler
     if faults:
@@ -150,11 +156,11 @@ def refuse_missing_features(**features: object) -> None:
     """
     asked = sorted(name for name, value in features.items() if value is not None)
     if asked:
+        known = ", ".join(plugins.names(plugins.STRATEGIES))
         raise CapabilityError(
-            f"This version of accel cannot do what {', '.join(asked)} ask{'s' if len(asked) == 1 else ''} for",
+            f"This version of accel does not have what was asked for with {', '.join(asked)}",
             where="Accelerator(...)",
-            fix=f"leave {'it' if len(asked) == 1 else 'them'} out; the strategies here are: "
-            + ", ".join(plugins.names(plugins.STRATEGIES)),
+            fix=f"leave it out; the strategies here are: {known}",
         )
 
 
@@ -174,7 +180,7 @@ def precision(name: str, process: ProcessState) -> Precision:
 
 
 def strategy(process: ProcessState, policy: Precision, handlers: Mapping[str, Any]) -> Strategy:
-    """Return how the processes share models: alone when there is one, data-parallel when there are several."""
+    """Return how the processes share models: data-parallel when there are several."""
     name = "single" if process.topology.world_size == 1 else "ddp"
     context = StrategyContext(
         device=process.device,

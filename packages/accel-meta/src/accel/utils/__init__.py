@@ -1,4 +1,4 @@
-"""The flat door: documented settings, enumerations and operations under one roof, each imported when it is used."""
+"""The flat door: documented settings, enumerations and operations, each imported when it is used."""
 
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from accel_core.config import AutocastKwargs as AutocastKwargs
     from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
     from accel_core.config import DistributedDataParallelKwargs as DistributedDataParallelKwargs
-    from accel_core.config import GradScalerKwargs as GradScalerKwargs
     from accel_core.config import GradientAccumulationPlugin as GradientAccumulationPlugin
+    from accel_core.config import GradScalerKwargs as GradScalerKwargs
     from accel_core.config import InitProcessGroupKwargs as InitProcessGroupKwargs
     from accel_core.config import KwargsHandler as KwargsHandler
     from accel_core.config import ProjectConfiguration as ProjectConfiguration
