@@ -1,185 +1,109 @@
-"""Read a launch configuration file: YAML or JSON, one mapping, documented keys only."""
+"""What a configuration file says to ``accel launch``. `accel_core.config` reads and checks the file itself.
+
+Nothing of the reader is imported before there is a file to read.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any
-
-from accel_core.errors import AccelError, ConfigError, Fault
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .later import REASON
 
-FLAT = {
-    "use_cpu": "cpu",
-    "debug": "debug",
-    "enable_cpu_affinity": "enable_cpu_affinity",
-    "gpu_ids": "gpu_ids",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "log_dir": "log_dir",
-    "machine_rank": "machine_rank",
-    "main_process_ip": "main_process_ip",
-    "main_process_port": "main_process_port",
-    "max_restarts": "max_restarts",
-    "mixed_precision": "mixed_precision",
-    "monitor_interval": "monitor_interval",
-    "num_cpu_threads_per_process": "num_cpu_threads_per_process",
-    "num_machines": "num_machines",
-    "num_processes": "num_processes",
-    "rdzv_backend": "rdzv_backend",
-    "rdzv_conf": "rdzv_conf",
-    "role": "role",
-    "same_network": "same_network",
-    "tee": "tee",
-}
-"""Keys of the file, and the option of ``accel launch`` that each stands for."""
+if TYPE_CHECKING:
+    from accel_core.config import ConfigFile
+    from accel_core.config.layers import Layer
+    from accel_core.errors import Fault
 
-_INT = frozenset(
-    {
-        "gradient_accumulation_steps", "machine_rank", "main_process_port", "max_restarts",
-        "num_cpu_threads_per_process", "num_machines", "num_processes",
-    }
-)  # fmt: skip
-_BOOL = frozenset({"use_cpu", "debug", "enable_cpu_affinity", "same_network"})
+OPTIONS = (
+    "num_processes",
+    "num_machines",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "same_network",
+    "rdzv_backend",
+    "gpu_ids",
+)
+"""Keys that mean what the option of the same name means. Those of `RunConfig` come as a layer."""
 
-HARMLESS: Mapping[str, frozenset[Any]] = {
-    "compute_environment": frozenset({"LOCAL_MACHINE"}),
-    "distributed_type": frozenset(
-        {
-            "NO",
-            "MULTI_CPU",
-            "MULTI_GPU",
-            "MULTI_NPU",
-            "MULTI_MLU",
-            "MULTI_SDAA",
-            "MULTI_MUSA",
-            "MULTI_XPU",
-            "MULTI_HPU",
-        }
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "compute_environment": ("LOCAL_MACHINE",),
+    "distributed_type": (
+        *("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_MLU"),
+        *("MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU"),
     ),
-    "downcast_bf16": frozenset({"no", False}),
-    "dynamo_backend": frozenset({"no", "NO", False}),
-    "main_training_function": frozenset({"main"}),
+    "downcast_bf16": (False,),
+    "dynamo_backend": ("NO",),
+    "main_training_function": ("main",),
+    "tpu_use_cluster": (False,),
+    "tpu_use_sudo": (False,),
 }
-"""Keys that say something only with values that this version does not have; these values are let through."""
-SECTIONS = (
-    "deepspeed_config", "dynamo_config", "fp8_config", "fsdp_config", "ipex_config", "megatron_lm_config",
-    "mpirun_config", "parallelism_config",
-)  # fmt: skip
-TPU = (
-    "command_file", "commands", "tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo",
-    "tpu_vm", "tpu_zone", "vm",
-)  # fmt: skip
+"""Keys that other values would make ask for something that this version does not have."""
+HONOURED = (*OPTIONS, "mixed_precision", "use_cpu", "debug", "enable_cpu_affinity")
+SECTION_KEYS = {"deepspeed_config": ("gradient_accumulation_steps",)}
+"""Keys of sections that are honoured although the rest of the section is not."""
+
+
+class FromFile(NamedTuple):
+    """What a file says, by option of ``launch``, and as a layer of `RunConfig`."""
+
+    options: Mapping[str, Any]
+    run: Layer | None
+
+
+NOTHING = FromFile({}, None)
 
 
 def default_path(environ: Mapping[str, str] | None = None) -> str:
-    """Return the documented place of the file that is used when none is named."""
+    """Return where the default file is, as `accel_core.config.config_path`.
+
+    Said a second time because it is asked at every start, where there mostly is no such file.
+    """
     env = os.environ if environ is None else environ
-    if env.get("HF_HOME"):
-        folder = os.path.join(env["HF_HOME"], "accelerate")
-    elif env.get("XDG_CACHE_HOME"):
-        folder = os.path.join(env["XDG_CACHE_HOME"], "huggingface", "accelerate")
-    else:
-        folder = os.path.join(os.path.expanduser("~"), ".cache", "huggingface", "accelerate")
-    return os.path.join(folder, "default_config.yaml")
+    home, cache = env.get("HF_HOME", "").strip(), env.get("XDG_CACHE_HOME", "").strip()
+    folder = (home, "accelerate") if home else (cache or "~/.cache", "huggingface", "accelerate")
+    return os.path.join(os.path.expanduser(os.path.join(*folder)), "default_config.yaml")
 
 
-def read(path: str) -> dict[str, Any]:
-    """Return the keys of the file at ``path``.
+def settings(path: str) -> FromFile:
+    """Return what the file at ``path`` says.
 
-    Raises AccelError when it is missing or is not one mapping.
+    Raises ConfigError with every unknown key and wrong value, or with everything that this version
+    cannot do.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AccelError(
-            f"The config file {path!r} cannot be read: {getattr(error, 'strerror', None) or error}",
-            fix="check the path given with --config_file",
-        ) from error
-    data = _parse(path, text)
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise AccelError(
-            f"The config file {path!r} is not a mapping of keys to values", fix="write 'key: value' lines"
-        )
-    return data
+    from accel_core.config import read_config
+    from accel_core.errors import ConfigError
 
-
-def _parse(path: str, text: str) -> Any:
-    if path.endswith(".json"):
-        import json
-
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise AccelError(f"The config file {path!r} is not JSON: {error}") from error
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise AccelError(f"The config file {path!r} is not YAML: {error}") from error
-
-
-def options(path: str) -> dict[str, Any]:
-    """Return what the file at ``path`` says, by name of the option of ``accel launch``.
-
-    Raises ConfigError with every key that is unknown, has an impossible value, or asks for
-    something that this version does not do.
-    """
-    found: dict[str, Any] = {}
-    faults: list[Fault] = []
-    for key, value in read(path).items():
-        if key in FLAT:
-            if value is None:
-                continue
-            try:
-                found[FLAT[key]] = _value(key, value)
-            except ValueError as error:
-                faults.append(Fault(key, value, str(error)))
-        else:
-            faults.extend(_other(key, value))
+    file = read_config(path)
+    faults = list(_refused(file))
     if faults:
-        raise ConfigError(f"config file {path}", faults)
-    return found
+        raise ConfigError(f"configuration file {path}", faults)
+    options = {key: file.values[key] for key in OPTIONS if key in file.values}
+    # Written by tools that leave the number open.
+    if options.get("num_processes", 1) < 1:
+        del options["num_processes"]
+    return FromFile(options, file.run_layer())
 
 
-def _value(key: str, value: Any) -> Any:
-    if key in _BOOL:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("must be true or false")
-    if key in _INT:
-        try:
-            return int(str(value))
-        except ValueError:
-            raise ValueError("must be a whole number") from None
-    if key == "monitor_interval":
-        return float(value)
-    # YAML 1.1 reads a bare no as false.
-    return "no" if value is False else str(value)
+def _refused(file: ConfigFile) -> Iterator[Fault]:
+    from accel_core.config.schema import SECTIONS
+    from accel_core.errors import Fault
+
+    fix = "remove it; nothing is started, because running without it would be another training run"
+    for key, value in file.values.items():
+        if key in SECTIONS:
+            asked = set(value) - set(SECTION_KEYS.get(key, ()))
+            if asked and not _plain_dynamo(key, value):
+                yield Fault(key, dict(value), REASON, fix)
+        elif key not in HONOURED and value not in NEUTRAL.get(key, ()):
+            yield Fault(key, value, REASON, fix)
 
 
-def _other(key: str, value: Any) -> list[Fault]:
-    if key in HARMLESS:
-        ok = value is None or value in HARMLESS[key]
-    elif key in SECTIONS or key in TPU:
-        ok = not value
-    else:
-        known = [*FLAT, *HARMLESS, *SECTIONS, *TPU]
-        near = get_close_matches(key, known, n=1)
-        return [
-            Fault(
-                key,
-                value,
-                "is no key of a config file",
-                f"did you mean {near[0]!r}?" if near else "remove it",
-            )
-        ]
-    return [] if ok else [Fault(key, value, REASON, "remove it, or use a version that has it")]
+def _plain_dynamo(key: str, section: Mapping[str, Any]) -> bool:
+    """Settings of a compiler that is switched off ask for nothing."""
+    return key == "dynamo_config" and section.get("dynamo_backend", "NO") == "NO"
 
 
-__all__ = ["default_path", "options", "read"]
+__all__ = ["NOTHING", "FromFile", "default_path", "settings"]

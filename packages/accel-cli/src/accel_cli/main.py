@@ -49,9 +49,13 @@ def run(command: Command, arguments: Sequence[str]) -> int:
 
     from accel_core.errors import AccelError
 
+    from .options import OneSpelling
+
     prog = f"accel {command.name}"
     # No abbreviations: a longer option that a later version adds must not change what a command means.
-    parser = argparse.ArgumentParser(prog=prog, description=command.help, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=command.help, allow_abbrev=False, formatter_class=OneSpelling
+    )
     command.configure(parser)
     namespace, unknown = parser.parse_known_args(list(arguments))
     if unknown:

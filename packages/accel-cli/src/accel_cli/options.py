@@ -8,7 +8,9 @@ stay different from "given with the default value" until all sources of settings
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 
@@ -41,11 +43,24 @@ class Group(NamedTuple):
     available: bool = True
 
 
+@cache
+def _terminal_width() -> int:
+    """Return the width of the terminal, asked once: argparse makes a formatter for every option."""
+    try:
+        return int(os.environ.get("COLUMNS", "")) - 2
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size().columns - 2
+    except OSError:
+        return 98
+
+
 class OneSpelling(argparse.HelpFormatter):
     """Show each option in its first long spelling only; both spellings in every line are hard to read."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+        super().__init__(prog, max_help_position=32, width=_terminal_width())
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from accel_core.environment import RunConfig
+from accel_core.config.layers import COMMAND_LINE, DEFAULT, ENVIRONMENT, Layer, Layers
+from accel_core.environment.run import RunConfig
 from accel_core.errors import ConfigError, Fault, LaunchError
 from accel_core.protocols.command import LaunchSpec
 
+from .config_file import FromFile
 from .hardware import Accelerators, accelerators, cpus, visible
 from .later import refused_options
 
@@ -31,6 +33,14 @@ _AT_LEAST = {
     "gradient_accumulation_steps": 1,
     "max_restarts": 0,
 }
+_RUN_OPTIONS = {
+    "mixed_precision": "mixed_precision",
+    "cpu": "cpu",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "debug": "debug",
+    "enable_cpu_affinity": "cpu_affinity",
+}
+"""Options that every process is told through the environment contract, and their field there."""
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -43,7 +53,7 @@ class Plan(NamedTuple):
 
 def plan(
     given: Mapping[str, Any],
-    file: Mapping[str, Any],
+    file: FromFile,
     command: Sequence[str],
     environ: Mapping[str, str] | None = None,
 ) -> Plan:
@@ -53,43 +63,66 @@ def plan(
     has fewer accelerators than processes.
     """
     env = os.environ if environ is None else environ
-    settings = {**file, **given}
+    settings = {**file.options, **given}
     faults = [*refused_options(given), *_impossible(settings)]
     if faults:
         raise ConfigError("options of accel launch", faults)
-    present = accelerators(env)
-    num_machines = settings.get("num_machines", 1)
-    cpu = settings.get("cpu", False)
-    hidden = _selection(settings, present)
-    available = 0 if cpu else (_count_ids(settings["gpu_ids"], present) if hidden else present.usable)
-    mpi = _mpi_size(env, settings)
-    num_processes = 1 if mpi else settings.get("num_processes") or max(1, available) * num_machines
-    if not mpi:
-        _check_enough(settings, present, available, num_processes // num_machines)
-    extra = {
-        name: str(settings[name])
-        for name in ELASTIC_ONLY
-        if str(settings.get(name, "")) not in ("", ELASTIC_ONLY[name])
-    }
-    several = num_processes > 1 or num_machines > 1 or bool(extra)
+    run, contract = _contract(given, file, env)
+    wanted = _sizes(settings, env, accelerators(env), cpu=bool(run.cpu))
+    extra = _elastic_only(settings)
+    several = wanted.processes > 1 or wanted.machines > 1 or bool(extra)
     spec = LaunchSpec(
         script=command[0],
         arguments=tuple(command[1:]),
         module=settings.get("module", False),
         python=not settings.get("no_python", False),
-        num_processes=num_processes,
-        num_machines=1 if mpi else num_machines,
-        machine_rank=0 if mpi else settings.get("machine_rank", 0),
+        num_processes=wanted.processes,
+        num_machines=wanted.machines,
+        machine_rank=0 if wanted.placed else settings.get("machine_rank", 0),
         main_address=settings.get("main_process_ip"),
         main_port=settings.get("main_process_port"),
         environment={
-            **_contract(given, file, env),
-            **hidden,
-            **_threads(settings, env, num_processes // num_machines, several=several),
+            **contract,
+            **wanted.selection,
+            **_threads(settings, env, wanted.processes // wanted.machines, several=several),
         },
-        options={**extra, **_watching(settings)} if several else {},
+        options={**extra, **_watching(settings, debug=bool(run.debug))} if several else {},
     )
     return Plan(spec, "elastic" if several else "exec")
+
+
+class _Sizes(NamedTuple):
+    processes: int
+    machines: int
+    selection: Mapping[str, str]
+    """The variable that selects accelerators, when some were named."""
+    placed: bool
+    """Another launcher started the processes; each of them starts one script."""
+
+
+def _sizes(
+    settings: Mapping[str, Any], env: Mapping[str, str], present: Accelerators, *, cpu: bool
+) -> _Sizes:
+    ids = settings.get("gpu_ids")
+    selection = {} if ids in (None, "all") else {present.visible: str(ids).replace(" ", "")}
+    if _mpi_size(env, settings):
+        return _Sizes(1, 1, selection, placed=True)
+    machines = settings.get("num_machines", 1)
+    available = visible(selection.get(present.visible), present.usable) if present.usable and not cpu else 0
+    processes = settings.get("num_processes") or max(1, available) * machines
+    local = processes // machines
+    if not cpu and (available or selection or settings.get("multi_gpu")) and local > available:
+        raise LaunchError(
+            f"{local} processes on this machine need as many accelerators; {available} can be used",
+            where=f"{present.label}, {present.visible}",
+            fix=f"--num_processes {available * machines}" if available else "--cpu runs on the CPU",
+        )
+    return _Sizes(processes, machines, selection, placed=False)
+
+
+def _elastic_only(settings: Mapping[str, Any]) -> dict[str, str]:
+    asked = {name: str(settings[name]) for name in ELASTIC_ONLY if name in settings}
+    return {name: value for name, value in asked.items() if value not in ("", ELASTIC_ONLY[name])}
 
 
 def _impossible(settings: Mapping[str, Any]) -> list[Fault]:
@@ -118,26 +151,21 @@ def _impossible(settings: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
-def _contract(given: Mapping[str, Any], file: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the environment contract to set.
+def _contract(
+    given: Mapping[str, Any], file: FromFile, env: Mapping[str, str]
+) -> tuple[RunConfig, dict[str, str]]:
+    """Return the settings of the run, and the variables to set for them.
 
-    A variable that is set already outranks the file, as everywhere in accel; the command line
-    outranks both.
+    Those that the environment says already are left as they are.
     """
-    named = {
-        "mixed_precision": "mixed_precision",
-        "cpu": "cpu",
-        "gradient_accumulation_steps": "gradient_accumulation_steps",
-        "debug": "debug",
-        "enable_cpu_affinity": "cpu_affinity",
-    }
-    from_file = RunConfig(
-        **{field: file[name] for name, field in named.items() if file.get(name)}
-    ).to_environ()
-    from_line = RunConfig(
-        **{field: given[name] for name, field in named.items() if given.get(name)}
-    ).to_environ()
-    return {**{key: value for key, value in from_file.items() if key not in env}, **from_line}
+    line = {field: given[name] for name, field in _RUN_OPTIONS.items() if name in given}
+    layers = [Layer(COMMAND_LINE, line), Layer(ENVIRONMENT, RunConfig.from_environ(env).values())]
+    if file.run is not None:
+        layers.append(file.run)
+    resolved = Layers(*layers, Layer(DEFAULT, {item.field: None for item in RunConfig.variables()})).resolve()
+    run = RunConfig(**resolved.values())
+    said_already = RunConfig.from_environ(env).to_environ()
+    return run, {name: text for name, text in run.to_environ().items() if said_already.get(name) != text}
 
 
 def _mpi_size(env: Mapping[str, str], settings: Mapping[str, Any]) -> int:
@@ -158,26 +186,6 @@ def _mpi_size(env: Mapping[str, str], settings: Mapping[str, Any]) -> int:
     return size
 
 
-def _check_enough(settings: Mapping[str, Any], present: Accelerators, available: int, wanted: int) -> None:
-    if settings.get("cpu") or (not available and not settings.get("multi_gpu")):
-        return
-    if wanted > available:
-        raise LaunchError(
-            f"{wanted} processes on this machine need as many accelerators; {available} can be used",
-            where=f"{present.label}, {present.visible}",
-            fix=f"--num_processes {available}" if available else "--cpu runs on the CPU",
-        )
-
-
-def _selection(settings: Mapping[str, Any], present: Accelerators) -> dict[str, str]:
-    ids = settings.get("gpu_ids")
-    return {} if ids in (None, "all") else {present.visible: str(ids).replace(" ", "")}
-
-
-def _count_ids(ids: str, present: Accelerators) -> int:
-    return visible(ids, present.usable) if present.usable else 0
-
-
 def _threads(
     settings: Mapping[str, Any], env: Mapping[str, str], local: int, *, several: bool
 ) -> dict[str, str]:
@@ -192,8 +200,8 @@ def _threads(
     return {"OMP_NUM_THREADS": str(wanted or max(1, cpus() // max(1, local)))}
 
 
-def _watching(settings: Mapping[str, Any]) -> dict[str, str]:
-    chosen = {name: "true" for name in ("quiet", "debug") if settings.get(name)}
+def _watching(settings: Mapping[str, Any], *, debug: bool) -> dict[str, str]:
+    chosen = {name: "true" for name, on in (("quiet", settings.get("quiet")), ("debug", debug)) if on}
     if "monitor_interval" in settings:
         chosen["monitor_interval"] = str(settings["monitor_interval"])
     return chosen

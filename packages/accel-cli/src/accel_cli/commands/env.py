@@ -57,7 +57,7 @@ class Env:
 def report(path: str | None = None) -> Iterator[str]:
     """Yield the lines of the report; ``path`` is the config file to show.
 
-    Raises AccelError when a config file that was named cannot be read.
+    Raises ConfigError when a config file that was named cannot be read.
     """
     import platform
 
@@ -128,7 +128,9 @@ def _configuration(path: str | None) -> Iterator[str]:
         yield f"  - no file at {place}"
         return
     yield f"  - from {place}"
-    yield from (f"  - {key}: {value}" for key, value in config_file.read(place).items())
+    from accel_core.config import read_config
+
+    yield from (f"  - {key}: {value}" for key, value in read_config(place).values.items())
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ passed on to the script's interpreter.
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import PARSER, ArgumentParser, Namespace
 
+from .. import config_file
 from ..launch_options import GROUPS
-from ..options import OneSpelling, add_groups
+from ..options import add_groups
 
 _EPILOG = """\
 Every option can be written with underscores or with dashes. What is not given is taken from the
@@ -28,7 +30,6 @@ class Launch:
     def configure(self, parser: ArgumentParser) -> None:
         """Add every documented option, and the script with all that follows it."""
         parser.usage = "accel launch [options] script.py [arguments of the script ...]"
-        parser.formatter_class = OneSpelling
         titles = [group.title.removesuffix(" Arguments") for group in GROUPS if not group.available]
         parser.epilog = _EPILOG + ", ".join(titles) + "."
         add_groups(parser, GROUPS)
@@ -55,18 +56,15 @@ class Launch:
         return code
 
 
-def _from_file(given: dict[str, object]) -> dict[str, object]:
-    import os
-
-    from .. import config_file
-
+def _from_file(given: dict[str, object]) -> config_file.FromFile:
+    """Return what the named config file says, or the default one where there is one."""
     named = given.pop("config_file", None)
     if named is not None:
-        return config_file.options(str(named))
+        return config_file.settings(str(named))
     default = config_file.default_path()
     if not os.path.isfile(default):
-        return {}
-    found = config_file.options(default)
+        return config_file.NOTHING
+    found = config_file.settings(default)
     if not given.get("quiet"):
         print(f"accel launch: settings that are not given come from {default}", file=sys.stderr)
     return found
