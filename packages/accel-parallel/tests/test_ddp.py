@@ -11,6 +11,7 @@ from torch import nn
 from accel_core import plugins
 from accel_core.errors import CapabilityError, CheckpointError, CollectiveError, PrepareError
 from accel_core.protocols import LonelyCollectives, StrategyBase, StrategyContext, Support, Unit
+from accel_parallel import AcceleratedOptimizer
 
 pytestmark = pytest.mark.cpu
 
@@ -171,6 +172,53 @@ class Branches(nn.Module):
 
     def forward(self, x):
         return self.used(x)
+
+
+class Marks(AsItIs):
+    """A precision that changes the object's forward, as autocast policies do."""
+
+    def convert(self, model):
+        assert not isinstance(model, nn.parallel.DistributedDataParallel)
+        inner = model.forward
+        model.forward = lambda x: inner(x) * 2
+        return model
+
+
+def precision_inside():
+    here = strategy(precision=Marks())
+    model = nn.Linear(2, 1, bias=False)
+    unit = here.wrap(Unit(name="m", model=model))
+    here.backward(unit.model(torch.ones(1, 2)).sum())
+    return type(unit.model).__name__, model.weight.grad.tolist()
+
+
+def test_the_precision_is_inside_the_container(pool):
+    assert pool.run_in_group(2, precision_inside) == [("DistributedDataParallel", [[2.0, 2.0]])] * 2
+
+
+def overflow_on_rank_one():
+    here = strategy()
+    model = network()
+    unit = here.wrap(Unit(name="m", model=model, optimizers=(torch.optim.SGD(model.parameters(), lr=0.1),)))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer = AcceleratedOptimizer(unit.optimizers[0], scaler=scaler)
+    x, y = data(4)
+    skipped = []
+    for step in range(2):
+        loss = loss_of(unit.model, x, y)
+        if step == 0 and here.batches.rank == 1:
+            loss = loss * torch.inf
+        here.backward(scaler.scale(loss))
+        optimizer.step()
+        skipped.append(optimizer.step_was_skipped)
+        optimizer.zero_grad()
+    return skipped, scaler.get_scale(), [p.tolist() for p in model.parameters()]
+
+
+def test_an_overflow_of_one_rank_skips_the_step_of_all(pool):
+    first, second = pool.run_in_group(2, overflow_on_rank_one)
+    assert first == second
+    assert first[:2] == ([True, False], 4.0)
 
 
 class WithMethod(nn.Linear):
