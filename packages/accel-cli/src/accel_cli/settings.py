@@ -12,8 +12,9 @@ from accel_core.errors import ConfigError, Fault, LaunchError
 from accel_core.protocols.command import LaunchSpec
 
 from .config_file import FromFile
+from .discovery import offers
 from .hardware import Accelerators, accelerators, cpus, visible
-from .later import refused_options
+from .later import REASON, refused_options
 
 ELASTIC_ONLY = {
     "max_restarts": "0",
@@ -64,10 +65,10 @@ def plan(
     """
     env = os.environ if environ is None else environ
     settings = {**file.options, **given}
-    faults = [*refused_options(given), *_impossible(settings)]
+    run, contract = _contract(given, file, env)
+    faults = [*refused_options(given), *_impossible(settings), *_precision(run.mixed_precision)]
     if faults:
         raise ConfigError("options of accel launch", faults)
-    run, contract = _contract(given, file, env)
     wanted = _sizes(settings, env, accelerators(env), cpu=bool(run.cpu))
     extra = _elastic_only(settings)
     several = wanted.processes > 1 or wanted.machines > 1 or bool(extra)
@@ -136,19 +137,21 @@ def _impossible(settings: Mapping[str, Any]) -> list[Fault]:
         faults.append(Fault("main_process_port", port, "must be between 0 and 65535"))
     if settings.get("monitor_interval", 1.0) <= 0:
         faults.append(Fault("monitor_interval", settings["monitor_interval"], "must be more than 0 seconds"))
-    if settings.get("mixed_precision") == "fp8":
-        faults.append(
-            Fault(
-                "mixed_precision", "fp8", "is not available in this version of accel", "use bf16, fp16 or no"
-            )
-        )
-    elif settings.get("mixed_precision", "no") not in ("no", "fp16", "bf16"):
-        faults.append(
-            Fault("mixed_precision", settings["mixed_precision"], "must be one of no, fp16, bf16, fp8")
-        )
     if settings.get("cpu") and settings.get("multi_gpu"):
         faults.append(Fault("multi_gpu", True, "contradicts --cpu", "keep the one that is meant"))
     return faults
+
+
+def _precision(name: str | None) -> list[Fault]:
+    """Return a fault for a policy that nothing installed offers; ours are known without looking."""
+    if name in (None, "no", "fp16", "bf16"):
+        return []
+    others = {offer.name for offer in offers("accel.precisions")}
+    if name in others:
+        return []
+    reason = REASON if name == "fp8" else "is the name of no installed precision policy"
+    known = ", ".join(sorted(others | {"no", "fp16", "bf16"}))
+    return [Fault("mixed_precision", name, reason, f"use one of {known}")]
 
 
 def _contract(
