@@ -101,6 +101,9 @@ class PreparedLoader(DataLoader[Any]):
             owner.sampler = sampler
         self.__dict__["sampler"] = sampler
 
+    def adjust_state_dict_for_prefetch(self) -> None:
+        """Do nothing: a saved state counts the batches that were handed out, never those read ahead."""
+
     @property
     def total_batch_size(self) -> int | None:
         """Samples of a full batch over all ranks; None when batches have no fixed size."""

@@ -89,13 +89,16 @@ def prepare_data_loader(
     )
     cut = _Cut(world, rank, split_batches, even_batches)
     replaced = _fix_order(dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed)
-    if use_stateful_dataloader:
-        from .stateful import stateful_base
-
-        dataloader = stateful_base(dataloader)
+    stateful = use_stateful_dataloader or keeps_state(dataloader)
     if dispatch_batches:
         from .dispatch import DataLoaderDispatcher
 
+        if stateful:
+            raise PrepareError(
+                "the position of a dispatched loader cannot be saved yet: rank 0 alone reads, and ahead",
+                where="prepare_data_loader(dispatch_batches=True)",
+                fix="use dispatch_batches=False, or a plain DataLoader and skip_first_batches to resume",
+            )
         check_in_order(dataloader, pads=even_batches and world > 1)
         return DataLoaderDispatcher.dispatch(
             dataloader,
@@ -109,7 +112,16 @@ def prepare_data_loader(
         replaced |= _shard_stream(dataloader, plan, cut)
     else:
         replaced |= _shard_batches(dataloader, cut, replaced)
+    if stateful:
+        from .stateful import StatefulDataLoaderShard, stateful_base
+
+        return StatefulDataLoaderShard.rebuild(stateful_base(dataloader), plan, **replaced)
     return DataLoaderShard.rebuild(dataloader, plan, **replaced)
+
+
+def keeps_state(loader: object) -> bool:
+    """Tell whether ``loader`` saves and loads its position by itself, as torchdata's does."""
+    return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 def _fix_order(
