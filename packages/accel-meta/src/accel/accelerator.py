@@ -49,9 +49,9 @@ _NOT_GIVEN: Any = None
 logger = get_logger(__name__)
 
 _SCHEDULER_NOTE = (
-    "The learning rate scheduler moves %s steps per optimizer step, one per process, as documented: its"
-    " length is that of one process. To move one step per optimizer step, pass step_scheduler_with_optimizer=False"
-    " and step it yourself, or split_batches=True."
+    "The learning rate scheduler moves %s steps per optimizer step, one per process, as documented:"
+    " its length is that of one process. To move one step per optimizer step, pass"
+    " step_scheduler_with_optimizer=False and step it yourself, or split_batches=True."
 )
 
 
@@ -159,9 +159,11 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         """Return the objects ready for this set-up, in the order given.
 
         Models, optimizers, schedulers and loaders, any number in any order. Objects of other kinds come
-        back as they are; one that was prepared before comes back as what it became then. ``device_placement`` overrides the
-        accelerator's for each object. Raises PrepareError for an object given twice, an optimizer
-        whose parameters no prepared model has, and a scheduler whose optimizer was not prepared.
+        back as they are; one that was prepared before comes back as what it became then.
+        ``device_placement`` overrides the accelerator's for each object.
+
+        Raises PrepareError for an object given twice, an optimizer whose parameters no prepared model
+        has, and a scheduler whose optimizer was not prepared.
         """
         reject_repeats(args)
         places = self._places(args, device_placement)

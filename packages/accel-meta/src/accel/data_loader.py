@@ -1,0 +1,38 @@
+"""The documented place of the loaders; here they know the process they run in."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import accel_data
+from accel_data import BatchSamplerShard as BatchSamplerShard
+from accel_data import DataLoaderDispatcher as DataLoaderDispatcher
+from accel_data import DataLoaderShard as DataLoaderShard
+from accel_data import IterableDatasetShard as IterableDatasetShard
+from accel_data import SeedableRandomSampler as SeedableRandomSampler
+from accel_data import skip_first_batches as skip_first_batches
+from accel_state import GradientState, process, random
+
+
+@wraps(accel_data.prepare_data_loader)
+def prepare_data_loader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return ``dataloader`` giving this rank its share, as `accel_data.prepare_data_loader` does.
+
+    The ranks, the window and the random number generators are those of this process.
+    """
+    kwargs.setdefault("collectives", process.start().collectives)
+    kwargs.setdefault("window", GradientState().window)
+    kwargs.setdefault("synchronize", random.synchronize_rng_states)
+    return accel_data.prepare_data_loader(dataloader, *args, **kwargs)
+
+
+__all__ = [
+    "BatchSamplerShard",
+    "DataLoaderDispatcher",
+    "DataLoaderShard",
+    "IterableDatasetShard",
+    "SeedableRandomSampler",
+    "prepare_data_loader",
+    "skip_first_batches",
+]
