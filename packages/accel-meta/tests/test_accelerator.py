@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,15 +66,29 @@ def test_documented_signatures(name: str) -> None:
 
 def test_documented_constructor() -> None:
     names = list(inspect.signature(Accelerator.__init__).parameters)[1:]
-    assert (
-        names
-        == (
-            "device_placement split_batches mixed_precision gradient_accumulation_steps cpu dataloader_config"
-            " deepspeed_plugin fsdp_plugin torch_tp_plugin megatron_lm_plugin rng_types log_with project_dir"
-            " project_config gradient_accumulation_plugin step_scheduler_with_optimizer kwargs_handlers"
-            " dynamo_backend dynamo_plugin deepspeed_plugins parallelism_config"
-        ).split()
-    )
+    assert names == [
+        "device_placement",
+        "split_batches",
+        "mixed_precision",
+        "gradient_accumulation_steps",
+        "cpu",
+        "dataloader_config",
+        "deepspeed_plugin",
+        "fsdp_plugin",
+        "torch_tp_plugin",
+        "megatron_lm_plugin",
+        "rng_types",
+        "log_with",
+        "project_dir",
+        "project_config",
+        "gradient_accumulation_plugin",
+        "step_scheduler_with_optimizer",
+        "kwargs_handlers",
+        "dynamo_backend",
+        "dynamo_plugin",
+        "deepspeed_plugins",
+        "parallelism_config",
+    ]
 
 
 def parts(
@@ -92,12 +107,27 @@ def parts(
 def test_properties_of_one_process(pool: Any) -> None:
     def look() -> dict[str, Any]:
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3, project_dir="here")
-        names = (
-            "num_processes process_index local_process_index is_main_process is_local_main_process is_last_process"
-            " use_distributed mixed_precision gradient_accumulation_steps sync_gradients split_batches even_batches"
-            " dispatch_batches non_blocking use_seedable_sampler use_stateful_dataloader project_dir save_iteration"
-            " optimizer_step_was_skipped"
-        ).split()
+        names = [
+            "num_processes",
+            "process_index",
+            "local_process_index",
+            "is_main_process",
+            "is_local_main_process",
+            "is_last_process",
+            "use_distributed",
+            "mixed_precision",
+            "gradient_accumulation_steps",
+            "sync_gradients",
+            "split_batches",
+            "even_batches",
+            "dispatch_batches",
+            "non_blocking",
+            "use_seedable_sampler",
+            "use_stateful_dataloader",
+            "project_dir",
+            "save_iteration",
+            "optimizer_step_was_skipped",
+        ]
         found = {name: getattr(accelerator, name) for name in names}
         return {**found, "device": str(accelerator.device), "type": str(accelerator.distributed_type)}
 
@@ -319,7 +349,7 @@ def test_decorators_and_order(pool: Any, tmp_path: Any) -> None:
         def who() -> int:
             return accelerator.process_index
 
-        with accelerator.main_process_first(), open(log, "a") as file:
+        with accelerator.main_process_first(), Path(log).open("a") as file:
             file.write(f"{accelerator.process_index} ")
         accelerator.wait_for_everyone()
         return {

@@ -6,12 +6,14 @@ from functools import wraps
 from typing import Any
 
 import accel_data
-from accel_data import BatchSamplerShard as BatchSamplerShard
-from accel_data import DataLoaderDispatcher as DataLoaderDispatcher
-from accel_data import DataLoaderShard as DataLoaderShard
-from accel_data import IterableDatasetShard as IterableDatasetShard
-from accel_data import SeedableRandomSampler as SeedableRandomSampler
-from accel_data import skip_first_batches as skip_first_batches
+from accel_data import (
+    BatchSamplerShard,
+    DataLoaderDispatcher,
+    DataLoaderShard,
+    IterableDatasetShard,
+    SeedableRandomSampler,
+    skip_first_batches,
+)
 from accel_state import GradientState, process, random
 
 

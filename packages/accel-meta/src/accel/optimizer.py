@@ -1,5 +1,5 @@
 """The documented place of the optimizer wrapper."""
 
-from accel_parallel import AcceleratedOptimizer as AcceleratedOptimizer
+from accel_parallel import AcceleratedOptimizer
 
 __all__ = ["AcceleratedOptimizer"]

@@ -1,5 +1,5 @@
 """The documented place of the scheduler wrapper."""
 
-from accel_parallel import AcceleratedScheduler as AcceleratedScheduler
+from accel_parallel import AcceleratedScheduler
 
 __all__ = ["AcceleratedScheduler"]
