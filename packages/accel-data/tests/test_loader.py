@@ -138,6 +138,8 @@ def test_streams_carry_their_validity(count, drop, workers):
         prepared = prepare_data_loader(loader, num_processes=2, process_index=rank, window=window)
         seen.append(cursors(prepared, window))
         assert len(prepared) == len(seen[-1])
+        assert prepared.total_batch_size == 4
+        assert prepared.total_dataset_length == count
         assert window.active is None
     kept = [
         value
@@ -362,6 +364,34 @@ class TestOrder:
             assert {v for batch in lists(prepared) for v in batch} == {1}
             prepared.set_epoch(6)
             assert {v for batch in lists(prepared) for v in batch} == {6}
+
+    def test_a_generator_that_is_not_torchs_and_one_that_cannot_be_set_are_left_alone(self):
+        class Own(Sampler):
+            def __iter__(self):
+                return iter(range(4))
+
+            def __len__(self):
+                return 4
+
+        class Computed(Own):
+            @property
+            def generator(self):
+                return None
+
+        foreign = Own()
+        foreign.generator = "numpy"
+        for sampler in (foreign, Computed()):
+            loader = prepare_data_loader(DataLoader(Numbers(4), sampler=sampler, batch_size=4))
+            assert lists(loader) == [[0, 1, 2, 3]]
+            assert loader.synchronized_generator is None
+        assert foreign.generator == "numpy"
+
+    def test_a_random_sampler_in_a_plain_batch_sampler_is_seeded_without_touching_it(self):
+        batches = BatchSampler(RandomSampler(Numbers(8)), 4, False)
+        loader = prepare_data_loader(DataLoader(Numbers(8), batch_sampler=batches), data_seed=1)
+        same = prepare_data_loader(DataLoader(Numbers(8), batch_size=4, shuffle=True), data_seed=1)
+        assert lists(loader) == lists(same)
+        assert batches.sampler.generator is None
 
 
 class TestRebuilding:

@@ -32,6 +32,11 @@ class Gloo:
         dist.broadcast_object_list(box, src)
         return box[0]
 
+    def all_gather_object(self, value):
+        found = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
     def vote(self, ballot):
         out = [torch.zeros((), dtype=torch.int64) for _ in range(self.world_size)]
         work = dist.all_gather(out, torch.tensor(ballot), group=self.side, async_op=True)
@@ -410,6 +415,28 @@ def test_ranks_that_walk_different_orders_are_told(pool, kind):
     else:
         assert "rank 1 got other samples from the sampler than rank 0" in zero
         assert "rank 1 got other samples from the sampler than rank 0" in one
+
+
+def test_a_dataset_of_another_length_is_told(pool):
+    def run():
+        with pytest.raises(DataError, match="the dataset has 9, 10 samples on ranks 0 to 1"):
+            record(Numbers(9 + dist.get_rank()))
+
+    pool.run_in_group(2, run)
+
+
+def test_a_dispatched_batch_that_cannot_be_pickled(pool):
+    def run():
+        loader = DataLoader(Numbers(4), collate_fn=lambda items: {"x": items[0].view(1), "f": lambda: 0})
+        try:
+            list(prepare_data_loader(loader, collectives=Gloo(), dispatch_batches=True))
+        except Exception as error:
+            return type(error).__name__, str(error)
+
+    (zero, _), (one, text) = pool.run_in_group(2, run)
+    assert zero != "DataError"
+    assert one == "DataError"
+    assert "pickle" in text
 
 
 def test_a_slow_rank_only_delays(pool):

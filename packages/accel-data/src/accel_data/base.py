@@ -12,6 +12,7 @@ from accel_core.window import LoaderCursor
 
 from .batches import BatchSamplerShard, Tail
 from .plan import LoaderPlan
+from .stream import IterableDatasetShard
 
 
 class PreparedLoader(DataLoader[Any]):
@@ -19,7 +20,6 @@ class PreparedLoader(DataLoader[Any]):
 
     _plan: LoaderPlan
     _started: bool
-    split_batches = False
 
     @classmethod
     def rebuild(cls, loader: DataLoader[Any], plan: LoaderPlan, **replaced: Any) -> Self:
@@ -110,6 +110,8 @@ class PreparedLoader(DataLoader[Any]):
         batches = self.batch_sampler
         if isinstance(batches, BatchSamplerShard):
             return batches.round_size
+        if isinstance(self.dataset, IterableDatasetShard):
+            return self.dataset.round_size
         size = getattr(batches, "batch_size", self.batch_size)
         return None if size is None else self._ranks_per_batch() * int(size)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,6 +18,8 @@ from .base import PreparedLoader
 from .parcels import Parcel, fill_from, join_batches, pack, rows, slice_batch, unpack
 from .placement import mover
 from .plan import EpochCounter, LoaderPlan
+
+_T = TypeVar("_T")
 
 
 class _Round(NamedTuple):
@@ -184,27 +187,33 @@ class DataLoaderDispatcher(PreparedLoader):
 
     def _read(self) -> Iterator[tuple[_Head, torch.Tensor]]:
         """Read rounds, one ahead, and send each to the other ranks."""
-        group = self._plan.collectives
+        group, device = self._plan.collectives, self._plan.device
+        rounds, left = self._or_tell(self._start)
+        ahead = self._or_tell(lambda: next(rounds, None))
+        if ahead is None:
+            group.broadcast_object(_Head(Parcel([], 0), end=True))
+        while ahead is not None:
+            parts, world_batch, valid = ahead
+            ahead = self._or_tell(lambda: next(rounds, None))
+            parcel, buffer = self._or_tell(partial(pack, parts))
+            end = ahead is None
+            head = _Head(parcel, end, 1 if end else left, valid, world_batch)
+            group.broadcast_object(head)
+            left = left - 1 if left is not None and left > 1 else None
+            yield head, group.broadcast(buffer if device is None else buffer.to(device))
+
+    def _start(self) -> tuple[Iterator[_Round], int | None]:
+        iterator, _, drop = self._open()
+        rounds = self._rounds(islice(iterator, drop * self._ranks_per_batch(), None))
+        return rounds, self._known_length()
+
+    def _or_tell(self, step: Callable[[], _T]) -> _T:
+        """Return what ``step`` returns; when it fails, tell the waiting ranks before the error goes on."""
         try:
-            iterator, _, drop = self._open()
-            left = self._known_length()
-            rounds = self._rounds(islice(iterator, drop * self._ranks_per_batch(), None))
-            ahead = next(rounds, None)
-            if ahead is None:
-                group.broadcast_object(_Head(Parcel([], 0), end=True))
-            while ahead is not None:
-                current, ahead = ahead, next(rounds, None)
-                parcel, buffer = pack(current.parts)
-                end = ahead is None
-                head = _Head(parcel, end, 1 if end else left, current.valid, current.world_batch)
-                left = left - 1 if left is not None and left > 1 else None
-                group.broadcast_object(head)
-                if self._plan.device is not None:
-                    buffer = buffer.to(self._plan.device)
-                yield head, group.broadcast(buffer)
+            return step()
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
-            group.broadcast_object(_Head(Parcel([], 0), end=True, failure=failure))
+            self._plan.collectives.broadcast_object(_Head(Parcel([], 0), end=True, failure=failure))
             raise
 
     def _rounds(self, batches: Iterator[Any]) -> Iterator[_Round]:

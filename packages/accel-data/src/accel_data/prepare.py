@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from accel_core.errors import PrepareError
+from accel_core.errors import DataError, PrepareError
 from accel_core.protocols.collectives import Collectives, LonelyCollectives
 from accel_core.window import GradientWindow
 
@@ -70,6 +70,7 @@ def prepare_data_loader(
         AlreadyShardedError: the loader was prepared before, or gives each rank its own part already.
         PrepareError: the loader cannot be divided like this; the text says why.
         UnknownNameError: an entry of ``rng_types`` that is no random generator.
+        DataError: the dataset has another length on another rank.
         NotInstalledError: ``use_stateful_dataloader=True`` without torchdata.
     """
     group = collectives or LonelyCollectives()
@@ -112,6 +113,7 @@ def prepare_data_loader(
         replaced |= _shard_stream(dataloader, plan, cut)
     else:
         replaced |= _shard_batches(dataloader, cut, replaced)
+        _compare_lengths(group, dataloader.dataset)
     if stateful:
         from .stateful import StatefulDataLoaderShard, stateful_base
 
@@ -132,16 +134,26 @@ def _fix_order(
         own = getattr(loader.dataset, "generator", None)
         plan.generator = own if isinstance(own, torch.Generator) else None
         return {}
-    sampler = next((item for item in reversed(samplers_of(loader)) if hasattr(item, "generator")), None)
-    if sampler is None or isinstance(sampler, SeedableRandomSampler):
+    # In the instance only: what a class computes cannot be set.
+    drawing = [item for item in samplers_of(loader) if "generator" in getattr(item, "__dict__", ())]
+    if not drawing or isinstance(drawing[-1], SeedableRandomSampler):
         return {}
+    sampler = drawing[-1]
     own = sampler.generator
-    plain = type(sampler) is RandomSampler and (loader.sampler is sampler)
+    if own is not None and not isinstance(own, torch.Generator):
+        return {}
+    batches: Any = loader.batch_sampler
+    holder = loader if batches is None else batches
+    plain = (
+        type(sampler) is RandomSampler
+        and type(batches) in (BatchSampler, type(None))
+        and holder.sampler is sampler
+    )
     if own is not None and not (plain and use_seedable_sampler):
         plan.generator = own
         return {}
     seed = _shared_seed(plan.collectives, own, data_seed)
-    if not (plain and type(loader.batch_sampler) in (BatchSampler, type(None))):
+    if not plain:
         sampler.generator = torch.Generator()
         plan.seeding = Seeding(sampler.generator, seed)
         return {}
@@ -149,8 +161,7 @@ def _fix_order(
         sampler.data_source, sampler.replacement, sampler._num_samples, data_seed=seed
     )
     replaced: dict[str, Any] = {"sampler": seedable}
-    if loader.batch_sampler is not None:
-        batches: Any = loader.batch_sampler
+    if batches is not None:
         replaced["batch_sampler"] = BatchSampler(seedable, batches.batch_size, batches.drop_last)
     return replaced
 
@@ -182,6 +193,20 @@ def _shard_batches(loader: DataLoader[Any], cut: _Cut, replaced: dict[str, Any])
     )
     check_in_order(loader, pads=cut.even_batches and not shard.drop_last)
     return {name: shard}
+
+
+def _compare_lengths(group: Collectives, dataset: Any) -> None:
+    """Make sure that all ranks hold the same data, as far as its length tells."""
+    if group.world_size == 1 or not hasattr(dataset, "__len__"):
+        return
+    lengths = group.all_gather_object(len(dataset))
+    if len(set(lengths)) > 1:
+        raise DataError(
+            f"the dataset has {', '.join(map(str, lengths))} samples on ranks 0 to {group.world_size - 1}",
+            where=f"rank {group.rank}, prepare_data_loader",
+            fix="give every rank the whole dataset and let prepare shard it; do not prepare a loader whose "
+            "dataset is one rank's part already",
+        )
 
 
 def _shard_stream(loader: DataLoader[Any], plan: LoaderPlan, cut: _Cut) -> dict[str, Any]:

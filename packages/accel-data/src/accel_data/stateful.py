@@ -23,7 +23,7 @@ def stateful_base(loader: DataLoader[Any]) -> DataLoader[Any]:
         NotInstalledError: torchdata is missing.
     """
     try:
-        from torchdata.stateful_dataloader import StatefulDataLoader  # type: ignore[import-untyped]
+        from torchdata.stateful_dataloader import StatefulDataLoader  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise NotInstalledError("data loader", "StatefulDataLoader", "torchdata") from error
     own: Any = type(loader)
