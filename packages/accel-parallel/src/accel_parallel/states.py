@@ -22,8 +22,8 @@ class PlainState:
     """Model state under the bare model's names, optimizer state under the parameters' names.
 
     A checkpoint holds, for a unit called ``u``: tensors ``u/model``, and per optimizer of the unit
-    the JSON ``u/optimizer_0`` and tensors of the same name. What modules add by ``get_extra_state``
-    is kept when it is a tensor, and otherwise refused by name: it would need pickle.
+    the JSON ``u/optimizer_0`` and the tensors ``u/optimizer_0/tensors``. What modules add by
+    ``get_extra_state`` is kept when it is a tensor, and otherwise refused by name: it would need pickle.
     """
 
     def __init__(self, collectives: Collectives) -> None:
@@ -96,7 +96,7 @@ def _save(unit: Unit, sink: StateSink) -> None:
     sink.tensors(f"{unit.name}/model", _model_state(unit))
     for label, content, tensors in encoded:
         sink.json(label, content)
-        sink.tensors(label, tensors)
+        sink.tensors(f"{label}/tensors", tensors)
 
 
 def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
@@ -114,7 +114,9 @@ def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
         pending.append((label, optimizer, content))
     known = {label for label, _ in _optimizers(unit)}
     unexpected += sorted(
-        name for name in stored if name.startswith(f"{unit.name}/optimizer_") and name not in known
+        name
+        for name in stored
+        if name.startswith(f"{unit.name}/optimizer_") and not name.endswith("/tensors") and name not in known
     )
     if f"{unit.name}/model" not in stored:
         raise CheckpointError(
@@ -134,7 +136,7 @@ def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
     _fill(unit, values, model)
     for label, optimizer, content in pending:
         # Read once: taking a tensor out of the mapping may mean reading a file.
-        load_named_state(optimizer, content, dict(source.tensors(label)), names)
+        load_named_state(optimizer, content, dict(source.tensors(f"{label}/tensors")), names)
     return report
 
 
