@@ -226,6 +226,20 @@ def test_ranks_that_never_come_are_reported_in_time(pool, world):
 
 
 @pytest.mark.world(2)
+def test_a_failed_attempt_does_not_spoil_the_next(pool, world, tmp_path):
+    """torch numbers its groups by attempt: rank 0, with one attempt more, would look under another name."""
+
+    def run():
+        if os.environ["RANK"] == "0":
+            with pytest.raises(CollectiveError, match="did not find each other"):
+                process.start(init_method=f"file://{tmp_path}/alone", timeout=timedelta(seconds=1))
+        state = process.start(init_method=f"file://{tmp_path}/both", timeout=timedelta(seconds=20))
+        return state.collectives.all_gather_object(state.topology.rank)
+
+    assert pool.run(world, run) == [[0, 1]] * 2
+
+
+@pytest.mark.world(2)
 def test_meeting_at_an_address_without_torch_variables(pool, world):
     """What SLURM and MPI give: ranks, and an address that only the topology knows."""
 
@@ -235,6 +249,7 @@ def test_meeting_at_an_address_without_torch_variables(pool, world):
         assert rendezvous(place) == f"tcp://127.0.0.1:{port}"
         join(place, "gloo", timedelta(seconds=20), None)
         found = dist.get_rank()
+        dist.barrier()
         dist.destroy_process_group()
         return found
 
@@ -298,13 +313,10 @@ def test_more_processes_than_devices_fails_on_every_rank_at_once(pool, world):
 
         os.environ["CUDA_VISIBLE_DEVICES"] = "3"
         with pytest.raises(
-            CapabilityError, match="2 processes on this machine need a cuda device each, but 1 is"
-        ):
+            CapabilityError, match="2 processes .* need a cuda device each, but 1 is"
+        ) as caught:
             _together(Topology.detect(), OneGpu(), None, None, None, None)
-        try:
-            _together(Topology.detect(), OneGpu(), None, None, None, None)
-        except CapabilityError as error:
-            return error.where
+        return caught.value.where
 
     assert pool.run(world, run) == ["CUDA_VISIBLE_DEVICES='3'"] * 2
 
@@ -325,10 +337,10 @@ class _Asking(Dataset):
 @pytest.mark.world(2)
 def test_a_loader_worker_knows_its_rank_but_never_joins(pool, world):
     def run():
-        loader = DataLoader(_Asking(), batch_size=None, num_workers=1, multiprocessing_context="spawn")
+        loader = DataLoader(_Asking(), batch_size=None, num_workers=1, multiprocessing_context="fork")
         return list(loader)
 
-    for rank, answers in enumerate(pool.run(world, run, timeout=90)):
+    for rank, answers in enumerate(pool.run(world, run)):
         assert [answer[0] for answer in answers] == [rank, rank]
         assert all("takes no part" in answer[1] for answer in answers)
 

@@ -199,7 +199,10 @@ def _together(
     spec = backend_for(hardware, backend)
     chosen = _select(topology, hardware, asked)
     join(topology, spec, timeout, init_method)
-    return replace(_in_group(topology, hardware, chosen, spec), init_method=init_method, owns_group=True)
+    state = replace(_in_group(topology, hardware, chosen, spec), init_method=init_method, owns_group=True)
+    # Rank 0 may keep the store in which the others look for it: it must not run on, end, and take it away.
+    state.collectives.barrier()
+    return state
 
 
 def _in_group(topology: Topology, hardware: Device, chosen: torch.device, spec: str) -> ProcessState:
