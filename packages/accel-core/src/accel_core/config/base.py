@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from accel_core.errors import ConfigError, Fault
 
@@ -36,8 +36,12 @@ class Config:
     changes: ClassVar[bool] = False
     """True for the few classes whose documented use is to change them."""
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make an object of a class that has the right shape."""
+        _refuse_other_shapes(cls)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        _refuse_other_shapes(type(self))
         self.validate()
 
     def faults(self) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -119,8 +120,10 @@ def write_config(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".config-", delete=False) as file:
         try:
-            # JSON is YAML too, so one reader serves both; a .json file is for other readers.
-            yaml.safe_dump(plain, file, default_flow_style=path.suffix == ".json", allow_unicode=True)
+            if path.suffix == ".json":
+                json.dump(plain, file, indent=2, sort_keys=True)
+            else:
+                yaml.safe_dump(plain, file, allow_unicode=True)
         except BaseException:
             with suppress(OSError):
                 Path(file.name).unlink()

@@ -113,7 +113,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "fp8_config": _family(
         Fp8Config,
         "",
-        also={"amax_compute_algorithm": "amax_compute_algo", "amax_history_length": "amax_history_len"},
+        also={
+            "amax_compute_algorithm": "amax_compute_algo",
+            "amax_history_length": "amax_history_len",
+            "fp8_format": "format",
+        },
     )
     | {"override_linear_precision": Key(NAMES)},
     "mpirun_config": {"mpirun_hostfile": Key(TEXT), "mpirun_ccl": Key(whole(0))},
