@@ -3,7 +3,8 @@
 Markers ``cpu``, ``gpu``, ``mps`` and ``hpu`` declare the hardware that a test needs; where it is
 missing the test is skipped with the reason, and the summary counts the skips. ``--hardware gpu``
 keeps only the tests that declare it (``cpu``: those that declare none, or ``cpu``).
-``@pytest.mark.world(2, 4)`` runs a test that takes the fixture ``world`` once per number.
+``@pytest.mark.world(2, 4)`` runs a test that takes the fixture ``world`` once per number; so does the
+attribute ``worlds = (2, 4)`` of its class.
 ``@pytest.mark.slow`` marks tests of more than a few seconds.
 
 Every test is checked for what it leaves behind, see `accel_core.testing.leaks`;
@@ -12,6 +13,7 @@ Every test is checked for what it leaves behind, see `accel_core.testing.leaks`;
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,9 @@ from .leaks import KINDS, Snapshot
 
 if TYPE_CHECKING:
     from .pool import WorkerPool
+
+# So that a failing check of a suite shows its values.
+pytest.register_assert_rewrite("accel_core.testing.conformance")
 
 _POOL = pytest.StashKey[Any]()
 _NEEDS = "needs "
@@ -48,10 +53,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that takes ``world`` once per number of its marker."""
     marker = metafunc.definition.get_closest_marker("world")
-    own = any("world" in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize"))
-    if marker is None or own or "world" not in metafunc.fixturenames:
+    sizes = marker.args if marker is not None else getattr(metafunc.cls, "worlds", ())
+    own = any("world" in _argnames(mark) for mark in metafunc.definition.iter_markers("parametrize"))
+    if not sizes or own or "world" not in metafunc.fixturenames:
         return
-    metafunc.parametrize("world", marker.args, ids=[f"world{size}" for size in marker.args], scope="function")
+    metafunc.parametrize("world", sizes, ids=[f"world{size}" for size in sizes], scope="function")
+
+
+def _argnames(mark: pytest.Mark) -> list[str]:
+    names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+    return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -74,7 +85,7 @@ def _concerns(item: pytest.Item, hardware: str) -> bool:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Let the pool's server import torch while tests that do not need it run."""
-    if session.config.option.collectonly:
+    if session.config.option.collectonly or not all(map(importlib.util.find_spec, ("torch", "cloudpickle"))):
         return
     if any("pool" in getattr(item, "fixturenames", ()) and not _lacking(item) for item in session.items):
         _pool(session.config).warm_up()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +22,7 @@ def pack(function: Callable[..., Any], arguments: tuple[Any, ...], installed: fr
 
     ``installed`` names the top-level packages that workers certainly can import.
     """
-    with _by_value(_home(function), installed):
+    with _by_value(_homes((function, *arguments)), installed):
         return dumps((function, arguments))
 
 
@@ -40,43 +42,63 @@ def unpack(data: bytes) -> Any:
     return pickle.loads(data)  # noqa: S301
 
 
-def _home(function: Any) -> ModuleType | None:
-    """Return the module that defines ``function``, looking through partials and bound methods."""
-    while hasattr(function, "func"):
-        function = function.func
-    name = getattr(function, "__module__", None) or type(function).__module__
-    return sys.modules.get(name)
+def _homes(values: Iterable[Any]) -> set[ModuleType]:
+    """Return the modules that define these functions and objects, looking through partials."""
+    found = set()
+    for value in values:
+        inner = value
+        while hasattr(inner, "func"):
+            inner = inner.func
+        for name in (getattr(inner, "__module__", None), type(inner).__module__):
+            module = sys.modules.get(name) if isinstance(name, str) else None
+            if module is not None:
+                found.add(module)
+    return found
 
 
 @contextlib.contextmanager
-def _by_value(module: ModuleType | None, installed: frozenset[str]) -> Iterator[None]:
-    """Pickle by value what ``module`` defines, and the loaded helper modules that lie beside it."""
+def _by_value(homes: Iterable[ModuleType], installed: frozenset[str]) -> Iterator[None]:
+    """Pickle by value what these modules define, and the loaded helper modules that lie beside them."""
     import cloudpickle
 
+    local = [module for module in homes if _is_local(module, installed)]
+    folders = tuple(f"{Path(str(module.__file__)).parent}{os.sep}" for module in local)
     registered: list[ModuleType] = []
-    if module is not None and _is_local(module, installed):
-        folder = Path(str(module.__file__)).parent
-        for other in list(sys.modules.values()):
-            # Modules may be odd objects that raise on access or have no file.
-            file = vars(other).get("__file__") if isinstance(other, ModuleType) else None
-            near = other is module or (
-                isinstance(file, str) and file.startswith(f"{folder}/") and _is_local(other, installed)
-            )
-            if near and other.__name__ in sys.modules:
-                cloudpickle.register_pickle_by_value(other)
-                registered.append(other)
+    for module in list(sys.modules.values()) if folders else ():
+        # Modules may be odd objects that raise on access or have no file.
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if not isinstance(file, str) or not file.startswith(folders) or not _is_local(module, installed):
+            continue
+        if sys.modules.get(module.__name__) is module:
+            cloudpickle.register_pickle_by_value(module)
+            registered.append(module)
     try:
         yield
     finally:
-        for other in registered:
-            cloudpickle.unregister_pickle_by_value(other)
+        for module in registered:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _is_local(module: ModuleType, installed: frozenset[str]) -> bool:
+    """Tell whether workers cannot import the module: a test module, or a helper beside one."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or module.__name__ == "__main__":
         return False
-    return module.__name__.partition(".")[0] not in installed and not file.startswith(_INSTALLED)
+    top = module.__name__.partition(".")[0]
+    return top not in installed and not file.startswith(_INSTALLED) and not _importable(top)
+
+
+@cache
+def _importable(top: str) -> bool:
+    """Tell whether a fresh interpreter finds this top-level package; pytest's own finder is not asked."""
+    for finder in sys.meta_path:
+        if type(finder).__module__.startswith("_pytest."):
+            continue
+        spec = finder.find_spec(top, None)
+        if spec is not None:
+            # A folder that happens to be called so is no package, and test files are not to be imported.
+            return spec.origin is not None and not top.startswith(("test_", "conftest"))
+    return False
 
 
 __all__ = ["dumps", "pack", "unpack"]
