@@ -1,0 +1,121 @@
+"""How many bytes a model needs, module by module, before any of them is allocated."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import nn
+
+from accel_core.errors import UnknownNameError
+
+
+def compute_module_sizes(
+    model: nn.Module,
+    dtype: torch.dtype | str | None = None,
+    special_dtypes: Mapping[str, torch.dtype | str] | None = None,
+    buffers_only: bool = False,
+) -> dict[str, int]:
+    """Return the bytes of every module and tensor by its name; the empty name is the whole model.
+
+    ``dtype``: as if floating-point tensors that are wider were cast to it; integers and booleans
+    keep theirs. ``special_dtypes``: names of tensors that get a dtype of their own, wider or not.
+    A tensor that is shared is counted once, under its first name. Names that are not there have
+    size 0. Raises UnknownNameError for a dtype that torch does not have.
+    """
+    width = None if dtype is None else _dtype(dtype).itemsize
+    special = {name: _dtype(value).itemsize for name, value in (special_dtypes or {}).items()}
+    sizes: dict[str, int] = defaultdict(int)
+    for name, tensor in _tensors(model, buffers_only=buffers_only):
+        size = tensor.numel() * special.get(name, _width(tensor, width))
+        parts = name.split(".")
+        for count in range(len(parts) + 1):
+            sizes[".".join(parts[:count])] += size
+    return sizes
+
+
+def _tensors(model: nn.Module, *, buffers_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    if buffers_only:
+        return iter(model.named_buffers())
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def _width(tensor: torch.Tensor, width: int | None) -> int:
+    own = tensor.dtype.itemsize
+    if width is None or not (tensor.is_floating_point() or tensor.is_complex()):
+        return own
+    return min(own, width)
+
+
+def _dtype(value: torch.dtype | str) -> torch.dtype:
+    if isinstance(value, torch.dtype):
+        return value
+    found = getattr(torch, value.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        known = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
+        raise UnknownNameError("dtype", value, known)
+    return found
+
+
+def get_max_layer_size(
+    modules: Sequence[tuple[str, nn.Module | torch.Tensor]],
+    module_sizes: Mapping[str, int],
+    no_split_module_classes: Sequence[str],
+) -> tuple[int, list[str]]:
+    """Return the bytes of the largest layer among ``modules``, and the names of all of that size.
+
+    A layer is a tensor, a module without children, or one whose class is named in
+    ``no_split_module_classes``; other modules are taken apart.
+    """
+    largest, names = 0, []
+    waiting = list(modules)
+    while waiting:
+        name, module = waiting.pop(0)
+        inner = [] if isinstance(module, torch.Tensor) else list(_inside(name, module))
+        whole = isinstance(module, torch.Tensor) or type(module).__name__ in no_split_module_classes
+        if not whole and any(isinstance(child, nn.Module) for _, child in inner):
+            waiting = inner + waiting
+            continue
+        size = module_sizes.get(name, 0)
+        if size > largest:
+            largest, names = size, [name]
+        elif size == largest:
+            names.append(name)
+    return largest, names
+
+
+def _inside(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module | torch.Tensor]]:
+    start = f"{prefix}." if prefix else ""
+    for name, parameter in module.named_parameters(recurse=False):
+        yield start + name, parameter
+    for name, child in module.named_children():
+        yield start + name, child
+    for name, buffer in module.named_buffers(recurse=False):
+        yield start + name, buffer
+
+
+def calculate_maximum_sizes(model: nn.Module) -> tuple[int, tuple[int, list[str]]]:
+    """Return the bytes of ``model``, and those of its largest layer with the layer's names.
+
+    What the model lists in ``_no_split_modules`` is one layer.
+    """
+    sizes = compute_module_sizes(model)
+    no_split = getattr(model, "_no_split_modules", None) or []
+    return sizes[""], get_max_layer_size(list(_inside("", model)), sizes, list(no_split))
+
+
+def find_tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Return the names of parameters that are one and the same object, a list for each such object.
+
+    In the order of the model. Two parameters with separate objects over one storage are not tied
+    in this sense.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+__all__ = ["calculate_maximum_sizes", "compute_module_sizes", "find_tied_parameters", "get_max_layer_size"]
