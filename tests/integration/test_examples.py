@@ -22,13 +22,13 @@ def launch(folder: Path, *options: str, script: str) -> subprocess.CompletedProc
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
         check=False,
         env={**os.environ, "COLUMNS": "100"},
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(260)
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
