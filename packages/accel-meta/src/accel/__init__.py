@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from accel_state import GradientState as GradientState
     from accel_state import PartialState as PartialState
 
+    from . import utils as utils
     from .accelerator import Accelerator as Accelerator
 
 _NAMES = {
