@@ -35,6 +35,11 @@ def without_torch(environment: Mapping[str, str]) -> tuple[Path, list[Package]]:
     return _synchronised("no-torch", members, "test", environment), members
 
 
+def peer(environment: Mapping[str, str]) -> Path:
+    """Return the Python of the environment that holds the library which benches compare with."""
+    return _synchronised("peer", [], "peer", environment)
+
+
 def fresh(place: Path, requirements: Iterable[str], environment: Mapping[str, str]) -> Path:
     """Make an environment at ``place`` with ``requirements`` and what they declare; return its Python."""
     shutil.rmtree(place, ignore_errors=True)
