@@ -111,9 +111,15 @@ def test_settings_cannot_change_once_made(cls):
 
 WRONG = [
     (AutocastKwargs, {"enabled": 1, "cache_enabled": "no"}),
-    (DistributedDataParallelKwargs, {"dim": "0", "bucket_cap_mb": 0, "static_graph": None, "comm_hook": "fp61"}),
+    (
+        DistributedDataParallelKwargs,
+        {"dim": "0", "bucket_cap_mb": 0, "static_graph": None, "comm_hook": "fp61"},
+    ),
     (DistributedDataParallelKwargs, {"comm_wrapper": "power_sgd", "comm_state_option": []}),
-    (GradScalerKwargs, {"init_scale": -1.0, "growth_factor": 1.0, "backoff_factor": 1.0, "growth_interval": 0}),
+    (
+        GradScalerKwargs,
+        {"init_scale": -1.0, "growth_factor": 1.0, "backoff_factor": 1.0, "growth_interval": 0},
+    ),
     (GradScalerKwargs, {"init_scale": float("inf"), "enabled": "yes", "growth_interval": 2.0}),
     (InitProcessGroupKwargs, {"backend": 3, "init_method": 4, "timeout": 600}),
     (InitProcessGroupKwargs, {"timeout": timedelta(0)}),
@@ -121,7 +127,10 @@ WRONG = [
     (GradientAccumulationPlugin, {"num_steps": 0, "sync_each_batch": "yes"}),
     (GradientAccumulationPlugin, {"num_steps": True}),
     (GradientAccumulationPlugin, {"num_steps": 2.0}),
-    (TorchDynamoPlugin, {"backend": "inductr", "mode": "fast", "fullgraph": 1, "options": [], "disable": None}),
+    (
+        TorchDynamoPlugin,
+        {"backend": "inductr", "mode": "fast", "fullgraph": 1, "options": [], "disable": None},
+    ),
     (DataLoaderConfiguration, {"split_batches": None, "dispatch_batches": "auto", "data_seed": "7"}),
     (ProjectConfiguration, {"project_dir": 5, "total_limit": 0, "iteration": -1, "save_on_each_node": None}),
 ]

@@ -66,16 +66,51 @@ num_processes: 2
 tpu_name: null
 use_cpu: false
 """
-OTHERS = [
-    "megatron_lm_config:\n  megatron_lm_gradient_clipping: 1.0\n  megatron_lm_tp_degree: 2\n",
-    "mixed_precision: fp8\nfp8_config:\n  amax_compute_algorithm: max\n  amax_history_length: 1024\n  backend: TE\n"
-    "  fp8_format: HYBRID\n  interval: 1\n  margin: 0\n  override_linear_precision: false\n",
-    "fp8_config:\n    backend: MSAMP\n    opt_level: O2\n",
-    "ipex_config:\n  ipex: true\nmpirun_config:\n  mpirun_ccl: '1'\n  mpirun_hostfile: /home/user/hostfile\n",
-    "base_job_name: a\ncompute_environment: AMAZON_SAGEMAKER\ndistributed_type: DATA_PARALLEL\nprofile: x\n"
-    "ec2_instance_type: ml.p3\niam_role_name: x\nimage_uri: null\npy_version: py38\npytorch_version: 1.10.2\n"
-    "region: us-east-1\ntransformers_version: 4.17.0\nuse_cpu: false\n",
-]
+MEGATRON = """\
+megatron_lm_config:
+  megatron_lm_gradient_clipping: 1.0
+  megatron_lm_tp_degree: 2
+"""
+FP8 = """\
+mixed_precision: fp8
+fp8_config:
+  amax_compute_algorithm: max
+  amax_history_length: 1024
+  backend: TE
+  fp8_format: HYBRID
+  interval: 1
+  margin: 0
+  override_linear_precision: false
+  use_autocast_during_eval: false
+"""
+MSAMP = """\
+fp8_config:
+    backend: MSAMP
+    opt_level: O2
+"""
+MPI = """\
+ipex_config:
+  ipex: true
+mpirun_config:
+  mpirun_ccl: '1'
+  mpirun_hostfile: /home/user/hostfile
+"""
+SAGEMAKER = """\
+base_job_name: accelerate-sagemaker-1
+compute_environment: AMAZON_SAGEMAKER
+distributed_type: DATA_PARALLEL
+ec2_instance_type: ml.p3.16xlarge
+iam_role_name: xxxxx
+image_uri: null
+mixed_precision: fp16
+num_machines: 1
+profile: xxxxx
+py_version: py38
+pytorch_version: 1.10.2
+region: us-east-1
+transformers_version: 4.17.0
+use_cpu: false
+"""
 
 
 def write(folder, text, name="config.yaml"):
@@ -110,11 +145,17 @@ def test_a_documented_file_for_deepspeed(tmp_path):
     assert layer.values["use_deepspeed"] is True
     assert layer.values["dynamo_backend"] == "NO"
     section = found.section("deepspeed_config")
-    assert (section["config_file"], section["zero_stage"], section["gradient_clipping"]) == ("ds_config.json", 3, 1.0)
+    assert (section["config_file"], section["zero_stage"], section["gradient_clipping"]) == (
+        "ds_config.json",
+        3,
+        1.0,
+    )
     assert "main_process_ip" not in found.values
 
 
-@pytest.mark.parametrize("text", OTHERS)
+@pytest.mark.parametrize(
+    "text", [MEGATRON, FP8, MSAMP, MPI, SAGEMAKER], ids=["megatron", "fp8", "msamp", "mpi", "sagemaker"]
+)
 def test_other_documented_files_are_read(tmp_path, text):
     read_config(write(tmp_path, text))
 
@@ -139,7 +180,14 @@ def test_json_is_read_too(tmp_path):
 
 
 def test_every_fault_comes_with_its_line(tmp_path):
-    text = "mixed_precison: bf16\nnum_processes: two\nuse_cpu: 3\nfsdp_config:\n  fsdp_version: 3\n  fsdp_offload: true\n"
+    text = """\
+mixed_precison: bf16
+num_processes: two
+use_cpu: 3
+fsdp_config:
+  fsdp_version: 3
+  fsdp_offload: true
+"""
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         read_config(path)
@@ -202,7 +250,11 @@ def test_no_text_leads_to_anything_but_a_file_or_an_error_of_ours(tmp_path_facto
 values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()))
 
 
-@given(st.dictionaries(st.sampled_from([*TOP, *SECTIONS, "else"]), st.one_of(values, st.dictionaries(st.text(), values))))
+@given(
+    st.dictionaries(
+        st.sampled_from([*TOP, *SECTIONS, "else"]), st.one_of(values, st.dictionaries(st.text(), values))
+    )
+)
 def test_no_values_lead_to_anything_but_a_file_or_an_error_of_ours(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzz2.yaml"
     path.write_text(yaml.safe_dump(data), encoding="utf-8")

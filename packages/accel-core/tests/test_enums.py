@@ -17,7 +17,7 @@ ALL = [
 def test_members_are_their_values(kind):
     for member in kind:
         assert member == member.value
-        assert str(member) == f"{member}" == "%s" % member == member.value
+        assert str(member) == f"{member}" == f"{member}" == member.value
         assert json.loads(json.dumps(member)) == member.value
         assert pickle.loads(pickle.dumps(member)) is member
         assert kind(member.value.upper()) is kind(member.value.lower()) is member

@@ -54,7 +54,12 @@ FLAGS = {
             *("decoder_last_pipeline_num_layers", "pp_degree", "num_micro_batches", "sequence_parallelism"),
             *("recompute_activations", "use_distributed_optimizer", "gradient_clipping", "recompute_method"),
             *("recompute_granularity", "recompute_num_layers", "attention_backend", "context_parallel_size"),
-            *("expert_model_parallel_size", "attention_dropout", "hidden_dropout", "calculate_per_token_loss"),
+            *(
+                "expert_model_parallel_size",
+                "attention_dropout",
+                "hidden_dropout",
+                "calculate_per_token_loss",
+            ),
             *("attention_softmax_in_fp32", "expert_tensor_parallel_size", "use_rotary_position_embeddings"),
         )
     },
@@ -62,7 +67,13 @@ FLAGS = {
         f"--parallelism_config_{name}": f"PARALLELISM_CONFIG_{name.upper()}"
         for name in (
             *("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "cp_backend", "cp_comm_strategy"),
-            *("sp_size", "sp_backend", "sp_seq_length", "sp_seq_length_is_variable", "sp_attn_implementation"),
+            *(
+                "sp_size",
+                "sp_backend",
+                "sp_seq_length",
+                "sp_seq_length_is_variable",
+                "sp_attn_implementation",
+            ),
         )
     },
     **{
@@ -80,7 +91,9 @@ def strategy_for(codec):
     if codec is BOOL:
         return st.booleans()
     if codec is TEXT:
-        return st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+        return st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(
+            str.strip
+        )
     if codec is OPEN_NAME:
         return st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,20}", fullmatch=True)
     if codec is NAMES:
@@ -137,11 +150,15 @@ def test_words_for_false(text):
 
 
 def test_an_empty_variable_is_not_set():
-    assert RunConfig.from_environ({"ACCELERATE_USE_CPU": "", "ACCELERATE_MIXED_PRECISION": " "}) == RunConfig()
+    assert (
+        RunConfig.from_environ({"ACCELERATE_USE_CPU": "", "ACCELERATE_MIXED_PRECISION": " "}) == RunConfig()
+    )
 
 
 def test_values_are_read_in_any_case():
-    config = RunConfig.from_environ({"ACCELERATE_MIXED_PRECISION": "BF16", "ACCELERATE_DYNAMO_BACKEND": "inductor"})
+    config = RunConfig.from_environ(
+        {"ACCELERATE_MIXED_PRECISION": "BF16", "ACCELERATE_DYNAMO_BACKEND": "inductor"}
+    )
     assert (config.mixed_precision, config.dynamo_backend) == ("bf16", "INDUCTOR")
 
 
@@ -175,7 +192,12 @@ def test_values_made_in_code_are_held_to_the_same_rules():
 
 
 def test_unknown_variables_are_reported_with_the_nearest_and_stop_nothing():
-    environ = {"ACCELERATE_MIXED_PRECISON": "bf16", "ACCELERATE_PROVIDER_URL": "x", "FSDP_VERSION": "2", "HOME": "/"}
+    environ = {
+        "ACCELERATE_MIXED_PRECISON": "bf16",
+        "ACCELERATE_PROVIDER_URL": "x",
+        "FSDP_VERSION": "2",
+        "HOME": "/",
+    }
     misspelt, foreign = unknown_variables(environ)
     assert (misspelt.name, misspelt.nearest) == ("ACCELERATE_MIXED_PRECISON", "ACCELERATE_MIXED_PRECISION")
     assert "Did you mean ACCELERATE_MIXED_PRECISION?" in str(misspelt)

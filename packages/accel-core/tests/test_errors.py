@@ -34,7 +34,10 @@ def test_text_has_what_where_and_fix():
 
 def test_one_fault_is_a_sentence_and_several_a_list():
     assert str(EXAMPLES[1]) == "settings: a=1: is odd.\n  fix:   take 2"
-    assert str(EXAMPLES[2]) == "settings: 2 settings are wrong:\n  - a=1: is odd\n  - b=None: is missing (say it)"
+    assert (
+        str(EXAMPLES[2])
+        == "settings: 2 settings are wrong:\n  - a=1: is odd\n  - b=None: is missing (say it)"
+    )
 
 
 def test_an_unknown_name_has_the_nearest_and_the_known():

@@ -48,7 +48,10 @@ def test_none_says_nothing_but_false_does():
 def test_for_any_layers_the_first_that_speaks_wins_and_the_rest_are_losers(said):
     found = layers(*({"mixed_precision": value} for value in said)).resolve()
     spoken = [value for value in [*said, "no"] if value is not None]
-    assert [found.value("mixed_precision"), *(lost.value for lost in found.losers("mixed_precision"))] == spoken
+    assert [
+        found.value("mixed_precision"),
+        *(lost.value for lost in found.losers("mixed_precision")),
+    ] == spoken
     first = next((name for name, value in zip(ORDER, said, strict=False) if value is not None), DEFAULT)
     assert found.origin("mixed_precision").startswith(first)
 

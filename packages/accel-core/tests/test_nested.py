@@ -1,4 +1,5 @@
-from collections import ChainMap, OrderedDict, UserDict, defaultdict, namedtuple
+from collections import ChainMap, OrderedDict, UserDict, defaultdict
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -6,7 +7,10 @@ from hypothesis import strategies as st
 
 from accel_core.nested import first_leaf, is_namedtuple, leaves, map_nested
 
-Point = namedtuple("Point", "x y")
+
+class Point(NamedTuple):
+    x: Any
+    y: Any
 
 
 def containers(children):
@@ -90,6 +94,8 @@ def test_the_first_leaf_that_is_accepted():
     assert first_leaf(data, lambda leaf: isinstance(leaf, float)) is None
 
 
-@pytest.mark.parametrize(("data", "answer"), [(Point(1, 2), True), ((1, 2), False), ([1], False), (Point, False)])
+@pytest.mark.parametrize(
+    ("data", "answer"), [(Point(1, 2), True), ((1, 2), False), ([1], False), (Point, False)]
+)
 def test_named_tuples(data, answer):
     assert is_namedtuple(data) is answer

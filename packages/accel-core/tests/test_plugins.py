@@ -42,7 +42,9 @@ def test_a_third_partys_name_is_found_and_imported_when_asked_for(site):
 
 def test_an_unknown_name_comes_with_the_nearest(site):
     site("gadgets", {"hammer": "gadget_hammer:Hammer"})
-    with pytest.raises(UnknownNameError, match=r"Unknown gadget 'hamer'\. Did you mean 'hammer'\? Known: hammer"):
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown gadget 'hamer'\. Did you mean 'hammer'\? Known: hammer"
+    ):
         plugins.find(GROUP, "hamer")
 
 
@@ -77,7 +79,7 @@ def test_an_implementation_that_fails_to_import_shows_its_own_error(site):
 
 
 def test_what_our_distributions_declare_is_what_the_table_of_names_says():
-    """The names that the core knows as ours are those in the metadata of our packages, no more and no fewer."""
+    """The names that the core knows as ours are those in the metadata of our packages."""
     plugins.offered.cache_clear()
     for group, ours in plugins._OFFERED_BY.items():
         declared = {

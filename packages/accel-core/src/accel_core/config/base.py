@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 
 from accel_core.errors import ConfigError, Fault
 
-
 _SHAPES: set[type[Config]] = set()
 """The classes that were found to have the right shape."""
 
