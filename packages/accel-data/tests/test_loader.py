@@ -311,6 +311,11 @@ class TestOrder:
         one = epochs(1)
         assert one[0] != one[1]
         assert epochs(2) == one
+        loader = prepare_data_loader(DataLoader(Numbers(12), sampler=sampler(), batch_size=12), data_seed=3)
+        loader.set_epoch(1)
+        assert lists(loader) == [list(chain(*one[1]))], "an epoch can be reached without the ones before it"
+        other = DataLoader(Numbers(12), sampler=sampler(), batch_size=12)
+        assert lists(prepare_data_loader(other, data_seed=4)) != [list(chain(*one[0]))]
 
     def test_custom_samplers_and_batch_samplers_are_kept_and_told_the_epoch(self):
         class Own(Sampler):

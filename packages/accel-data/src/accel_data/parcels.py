@@ -11,9 +11,6 @@ import torch
 from accel_core.errors import DataError
 from accel_core.nested import first_leaf, is_namedtuple, map_nested, rebuild_mapping, rebuild_sequence
 
-_ALIGNMENT = 16
-"""Bytes; every dtype of torch may start at a multiple of it."""
-
 
 class _Slot(NamedTuple):
     """Where a tensor lies in the buffer that carries all tensors of a round."""
@@ -140,9 +137,8 @@ def pack(batches: Sequence[Any]) -> tuple[Parcel, torch.Tensor]:
             return leaf
         data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         slot = _Slot(at, at + data.numel(), tuple(leaf.shape), leaf.dtype)
-        gap = -data.numel() % _ALIGNMENT
-        pieces.extend((data, data.new_zeros(gap)) if gap else (data,))
-        at += data.numel() + gap
+        pieces.append(data)
+        at = slot.stop
         return _Sealed(slot)
 
     outlines = [pickle.dumps(map_nested(take, batch)) for batch in batches]
@@ -157,6 +153,7 @@ def unpack(outline: bytes, buffer: torch.Tensor) -> Any:
         if not isinstance(leaf, _Sealed):
             return leaf
         slot = leaf.slot
+        # A copy starts at an address that suits every dtype; a view of the buffer may not.
         return buffer[slot.start : slot.stop].clone().view(slot.dtype).reshape(slot.shape)
 
     return map_nested(give, pickle.loads(outline))  # noqa: S301 - from rank 0 of our own group
