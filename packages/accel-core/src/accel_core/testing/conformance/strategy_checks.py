@@ -210,7 +210,9 @@ def check_parity(bench: Bench) -> None:
         x, y = batch(step)
         loss = _backward(plain, x, y)
         found = bench.backward(unit, step)
-        close(torch.tensor(found).double(), loss.detach(), f"loss of step {step}", bench.tolerance)
+        close(
+            torch.tensor(found, dtype=torch.float64), loss.detach(), f"loss of step {step}", bench.tolerance
+        )
         if step == 0:
             _compare_gradients(bench, bench.gradients(unit, bench.full(unit)), plain_gradients(0))
         else:
