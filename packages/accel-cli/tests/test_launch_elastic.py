@@ -1,5 +1,6 @@
 """Several processes through torch's elastic launcher. A launch costs seconds: each test asks for much."""
 
+import json
 import os
 import signal
 import socket
@@ -143,8 +144,23 @@ def test_restarts_and_kept_output_with_one_process(folder):
     assert "trainer0" in done.stdout
 
 
-def test_two_machines_meet(folder):
+def test_two_machines_meet_and_compute(folder):
     """Two launchers on this machine stand for two machines; the second starts first and waits."""
+    folder.write(
+        "meet.py",
+        """
+        import json, os
+        import torch
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+        total = torch.tensor([float(rank + 1)])
+        dist.all_reduce(total)
+        dist.destroy_process_group()
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "MASTER_PORT")
+        json.dump([total.item(), *(os.environ[name] for name in names)], open(f"met.{rank}.json", "w"))
+        """,
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -152,7 +168,7 @@ def test_two_machines_meet(folder):
     common += ["--main_process_port", port, "--cpu"]
     running = [
         subprocess.Popen(
-            folder.command("launch", *common, "--machine_rank", rank, "show.py"),
+            folder.command("launch", *common, "--machine_rank", rank, "meet.py"),
             cwd=folder.path,
             env=folder.environ,
             stderr=subprocess.PIPE,
@@ -160,10 +176,13 @@ def test_two_machines_meet(folder):
         )
         for rank in (1, 0)
     ]
-    for process in running:
-        _, stderr = process.communicate(timeout=100)
-        assert process.returncode == 0, stderr
+    try:
+        for process in running:
+            _, stderr = process.communicate(timeout=100)
+            assert process.returncode == 0, stderr
+    finally:
+        for process in running:
+            process.kill()
     for rank in (0, 1):
-        environ = folder.shown(rank)["environ"]
-        found = [environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "MASTER_PORT")]
-        assert found == [str(rank), "0", "2", str(rank), str(port)]
+        met = json.loads((folder.path / f"met.{rank}.json").read_text())
+        assert met == [3.0, str(rank), "0", "2", str(rank), str(port)]

@@ -11,8 +11,8 @@ from accel_core.errors import ConfigError, LaunchError
 
 @pytest.fixture
 def plan(monkeypatch):
-    def make(given=None, *, file=NOTHING, environ=None, gpus=0):
-        found = Accelerators("NVIDIA GPU", gpus, "CUDA_VISIBLE_DEVICES")
+    def make(given=None, *, file=NOTHING, environ=None, gpus=0, counted=True):
+        found = Accelerators("NVIDIA GPU", gpus, "CUDA_VISIBLE_DEVICES", counted)
         monkeypatch.setattr(settings, "accelerators", lambda env: found)
         return settings.plan(given or {}, file, ["train.py", "x"], environ or {})
 
@@ -58,6 +58,11 @@ def test_more_processes_than_accelerators_is_an_error(plan, given, gpus, text):
 def test_on_the_cpu_any_number_of_processes_is_fine(plan):
     assert plan({"num_processes": 5}).spec.num_processes == 5
     assert plan({"num_processes": 5, "cpu": True}, gpus=4).spec.num_processes == 5
+
+
+def test_accelerators_that_cannot_be_counted_are_left_to_the_user(plan):
+    assert plan({"multi_gpu": True, "num_processes": 4}, counted=False).spec.num_processes == 4
+    assert plan(counted=False).spec.num_processes == 1
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file(plan):

@@ -46,14 +46,44 @@ def test_what_the_vendor_s_variable_leaves(setting, count):
     assert visible(setting, 4) == count
 
 
-def test_device_files_are_counted(tmp_path, monkeypatch):
-    for name in ("nvidia0", "nvidia1", "nvidia12", "nvidiactl", "nvidia-uvm", "nvidia0x"):
-        (tmp_path / name).write_text("")
-    missing = Kind("NPU", str(tmp_path / "none"), r"d\d+", "NPUS")
-    monkeypatch.setattr(hardware, "KINDS", (missing, Kind("GPU", str(tmp_path), r"nvidia\d+", "GPUS")))
-    assert hardware.accelerators({}) == ("GPU", 3, "GPUS")
-    assert hardware.accelerators({"GPUS": "0"}) == ("GPU", 1, "GPUS")
-    monkeypatch.setattr(hardware, "KINDS", (missing,))
+@pytest.fixture
+def kinds(tmp_path, monkeypatch):
+    """Return a function that makes a machine with these files, as one kind that can be counted or not."""
+
+    def make(names, pattern, *, counted=True, nonzero=""):
+        for name, text in names.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        missing = Kind("NPU", str(tmp_path / "none"), r"d\d+", ("NPUS",))
+        kind = Kind("GPU", str(tmp_path), pattern, ("GPUS", "OTHER"), nonzero)
+        monkeypatch.setattr(hardware, "KINDS", (missing, kind) if counted else (missing,))
+        monkeypatch.setattr(hardware, "UNCOUNTED", () if counted else (kind,))
+
+    return make
+
+
+def test_device_files_are_counted(kinds):
+    names = ("nvidia0", "nvidia1", "nvidia12", "nvidiactl", "nvidia-uvm", "nvidia0x")
+    kinds(dict.fromkeys(names, ""), r"nvidia\d+")
+    assert hardware.accelerators({}) == ("GPU", 3, "GPUS", True)
+    assert hardware.accelerators({"GPUS": "0"}).usable == 1
+    assert hardware.accelerators({"OTHER": ""}).usable == 0
+    assert hardware.accelerators({"GPUS": "0,1,2,3,4"}).usable == 3
+
+
+def test_processors_in_amd_s_list_do_not_count(kinds):
+    kinds({"0/gpu_id": "0\n", "1/gpu_id": "5\n", "2/gpu_id": "9\n", "3/name": ""}, r"\d+", nonzero="gpu_id")
+    assert hardware.accelerators({}).usable == 2
+
+
+def test_what_cannot_be_counted_is_said_so(kinds):
+    kinds({"renderD128": ""}, r"renderD\d+", counted=False)
+    assert hardware.accelerators({}) == ("GPU", 0, "GPUS", False)
+
+
+def test_no_accelerator(kinds):
+    kinds({}, "x")
     assert hardware.accelerators({}) == hardware.NONE
 
 

@@ -91,7 +91,7 @@ def _refused(file: ConfigFile) -> Iterator[Fault]:
     from accel_core.config.schema import SECTIONS
     from accel_core.errors import Fault
 
-    fix = "remove it; nothing is started, because running without it would be another training run"
+    fix = "remove it from the file"
     for key, value in file.values.items():
         if key in SECTIONS:
             asked = set(value) - set(SECTION_KEYS.get(key, ()))

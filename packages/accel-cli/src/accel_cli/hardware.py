@@ -1,7 +1,7 @@
 """Count the accelerators of this machine without importing torch or a vendor package.
 
-The kernel shows one device file per accelerator; the vendor's variable narrows them down. That is
-enough to choose a number of processes. What the script then really uses is decided in the script.
+The kernel shows a file for each; the vendor's variables narrow them down. That is enough to choose
+a number of processes. What the script then really uses is decided in the script.
 """
 
 from __future__ import annotations
@@ -13,20 +13,38 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """One vendor's device files and the variable that hides some of them."""
+    """Where one vendor's devices show, and the variables that hide some of them."""
 
     label: str
     folder: str
     pattern: str
-    visible: str
+    visible: tuple[str, ...]
+    """The first is the one that selects devices."""
+    nonzero: str = ""
+    """A file in each folder that matches; "0" in it means that this one is no accelerator."""
 
 
 KINDS = (
-    Kind("NVIDIA GPU", "/dev", r"nvidia\d+", "CUDA_VISIBLE_DEVICES"),
-    Kind("Ascend NPU", "/dev", r"davinci\d+", "ASCEND_RT_VISIBLE_DEVICES"),
-    Kind("Cambricon MLU", "/dev", r"cambricon_dev\d+", "MLU_VISIBLE_DEVICES"),
-    Kind("Gaudi HPU", "/dev/accel", r"accel\d+", "HABANA_VISIBLE_MODULES"),
+    Kind("NVIDIA GPU", "/dev", r"nvidia\d+", ("CUDA_VISIBLE_DEVICES",)),
+    Kind(
+        "AMD GPU",
+        "/sys/class/kfd/kfd/topology/nodes",
+        r"\d+",
+        ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
+        nonzero="gpu_id",
+    ),
+    Kind("Ascend NPU", "/dev", r"davinci\d+", ("ASCEND_RT_VISIBLE_DEVICES",)),
+    Kind("Cambricon MLU", "/dev", r"cambricon_dev\d+", ("MLU_VISIBLE_DEVICES",)),
+    Kind("Gaudi HPU", "/dev/accel", r"accel\d+", ("HABANA_VISIBLE_MODULES",)),
 )
+UNCOUNTED = (
+    # Intel's GPUs look like the one that only drives the screen; Neuron shows chips, not cores.
+    Kind("accelerator", "/dev/dri", r"renderD\d+", ("ZE_AFFINITY_MASK",)),
+    Kind("accelerator", "/dev", r"neuron\d+", ("NEURON_RT_VISIBLE_CORES",)),
+    Kind("accelerator", "/dev", r"mtgpu\.\d+", ("MUSA_VISIBLE_DEVICES",)),
+    Kind("accelerator", "/dev", r"tcaicard\d+", ("SDAA_VISIBLE_DEVICES",)),
+)
+"""Devices that may be there but cannot be counted from outside: their number is left to the user."""
 
 
 class Accelerators(NamedTuple):
@@ -35,18 +53,24 @@ class Accelerators(NamedTuple):
     label: str
     usable: int
     visible: str
+    counted: bool = True
+    """False when there may be accelerators that cannot be counted from outside."""
 
 
-NONE = Accelerators("accelerator", 0, "CUDA_VISIBLE_DEVICES")
+NONE = Accelerators("no accelerator in /dev", 0, "CUDA_VISIBLE_DEVICES")
 
 
 def accelerators(environ: Mapping[str, str] | None = None) -> Accelerators:
     """Return the accelerators of the first kind that this machine has, or none."""
     env = os.environ if environ is None else environ
     for kind in KINDS:
-        present = _device_files(kind)
+        present = _present(kind)
         if present:
-            return Accelerators(kind.label, visible(env.get(kind.visible), present), kind.visible)
+            usable = min(visible(env.get(name), present) for name in kind.visible)
+            return Accelerators(kind.label, usable, kind.visible[0])
+    for kind in UNCOUNTED:
+        if _present(kind):
+            return Accelerators(kind.label, 0, kind.visible[0], counted=False)
     return NONE
 
 
@@ -60,15 +84,25 @@ def visible(setting: str | None, present: int) -> int:
         if not item.strip() or item.strip().startswith("-"):
             break
         count += 1
-    return count
+    return min(count, present)
 
 
-def _device_files(kind: Kind) -> int:
+def _present(kind: Kind) -> int:
     try:
         names = os.listdir(kind.folder)
     except OSError:
         return 0
-    return sum(1 for name in names if re.fullmatch(kind.pattern, name))
+    return sum(1 for name in names if re.fullmatch(kind.pattern, name) and _counts(kind, name))
+
+
+def _counts(kind: Kind, name: str) -> bool:
+    if not kind.nonzero:
+        return True
+    try:
+        with open(os.path.join(kind.folder, name, kind.nonzero), encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:
+        return False
 
 
 def cpus() -> int:
@@ -78,4 +112,4 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
-__all__ = ["KINDS", "Accelerators", "Kind", "accelerators", "cpus", "visible"]
+__all__ = ["KINDS", "UNCOUNTED", "Accelerators", "Kind", "accelerators", "cpus", "visible"]

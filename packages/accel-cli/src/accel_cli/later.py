@@ -10,7 +10,7 @@ from accel_core.errors import Fault
 from .later_options import LATER
 
 REASON = "is not available in this version of accel"
-_DROP = "leave it out; nothing is started, because running without it would be another training run"
+_DROP = "leave it out"
 
 _NEUTRAL = {"dynamo_backend": frozenset({"no", "NO"})}
 

@@ -68,7 +68,7 @@ def plan(
     run, contract = _contract(given, file, env)
     faults = [*refused_options(given), *_impossible(settings), *_precision(run.mixed_precision)]
     if faults:
-        raise ConfigError("options of accel launch", faults)
+        raise ConfigError("options", faults)
     wanted = _sizes(settings, env, accelerators(env), cpu=bool(run.cpu))
     extra = _elastic_only(settings)
     several = wanted.processes > 1 or wanted.machines > 1 or bool(extra)
@@ -112,11 +112,14 @@ def _sizes(
     available = visible(selection.get(present.visible), present.usable) if present.usable and not cpu else 0
     processes = settings.get("num_processes") or max(1, available) * machines
     local = processes // machines
-    if not cpu and (available or selection or settings.get("multi_gpu")) and local > available:
+    required = available or selection or settings.get("multi_gpu")
+    if not cpu and present.counted and required and local > available:
         raise LaunchError(
             f"{local} processes on this machine need as many accelerators; {available} can be used",
             where=f"{present.label}, {present.visible}",
-            fix=f"--num_processes {available * machines}" if available else "--cpu runs on the CPU",
+            fix=f"--num_processes {available * machines}, or --cpu"
+            if available
+            else "to run on the CPU give --cpu, without --multi_gpu and --gpu_ids",
         )
     return _Sizes(processes, machines, selection, placed=False)
 
