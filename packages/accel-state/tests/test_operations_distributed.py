@@ -107,7 +107,7 @@ def test_debug_mode_reports_unequal_shapes_on_every_rank(pool, world):
         assert "- Process 0: ['a'] [1, 5] torch.float32" in told
         assert "- Process 1: ['a'] [1, 2, 5] torch.float32" in told
         assert told.count("test_operations_distributed.py:") >= 2
-        assert per_rank == ["['a'] [1, 5] torch.float32", "['a'] [1, 2, 5] torch.float32"]
+        assert per_rank == ("['a'] [1, 5] torch.float32", "['a'] [1, 2, 5] torch.float32")
 
 
 CASES = {

@@ -355,3 +355,50 @@ def test_loggers_learn_the_rank(pool, world):
         return info.rank, info.world_size
 
     assert pool.run(world, run) == [(0, 2), (1, 2)]
+
+
+def test_a_fake_group_of_512_is_adopted():
+    """What large meshes are planned with: no other process, no communication."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=512)
+    try:
+        state = process.start(cpu=True)
+        assert (state.topology.rank, state.topology.world_size, state.backend) == (3, 512, "fake")
+    finally:
+        process.reset()
+        assert dist.is_initialized()
+        dist.destroy_process_group()
+
+
+def _rank_in_child(rank, port, answers):
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", MASTER_PORT=port
+    )
+    answers.put(process.start().collectives.all_gather_object(rank))
+    process.reset()
+
+
+@pytest.mark.world(1)
+def test_ranks_forked_from_a_process_with_a_state_are_ranks(pool, world, free_port):
+    """A notebook that looked at its state first must not make two lonely ranks."""
+
+    def run():
+        import multiprocessing
+
+        assert process.start().topology.world_size == 1
+        context = multiprocessing.get_context("fork")
+        answers = context.Queue()
+        children = [
+            context.Process(target=_rank_in_child, args=(rank, str(free_port), answers)) for rank in range(2)
+        ]
+        for child in children:
+            child.start()
+        found = [answers.get(timeout=30) for _ in children]
+        for child in children:
+            child.join()
+        answers.close()
+        answers.join_thread()
+        return found
+
+    assert pool.run(world, run) == [[[0, 1], [0, 1]]]

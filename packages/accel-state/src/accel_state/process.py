@@ -8,6 +8,8 @@ only the one made here is destroyed here.
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -55,13 +57,23 @@ class ProcessState:
     """Whether `start` made the process group; one that the user made is never destroyed here."""
 
 
+_ADOPTED = "torch.distributed"
+"""The source of a topology that the user's process group decided."""
+
 _current: ProcessState | None = None
+_owner = 0
+"""The process that made the state; a forked child inherits the state, but may be another rank."""
 _forgetters: list[Callable[[], None]] = []
 
 
 def current() -> ProcessState | None:
     """Return the state of this process, or None before `start`."""
     return _current
+
+
+def chosen_hardware() -> Device:
+    """Return the hardware this process computes on, or would after `start` without arguments."""
+    return _current.hardware if _current is not None else _hardware(_named_in(RunConfig.from_environ()))
 
 
 def start(
@@ -83,7 +95,7 @@ def start(
     hardware or backend cannot be used or there are more processes than devices, CollectiveError
     when the ranks do not find each other in time.
     """
-    global _current
+    global _current, _owner
     _check(backend, timeout)
     asked = torch.device(device) if device is not None else None
     if cpu and asked is not None and asked.type != "cpu":
@@ -92,7 +104,7 @@ def start(
         )
     if cpu:
         asked = torch.device("cpu")
-    if _current is not None:
+    if _current is not None and not _forked_away(_current):
         _same_or_raise(_current, asked, backend, timeout, init_method)
         return _current
     settings = RunConfig.from_environ()
@@ -108,6 +120,7 @@ def start(
     else:
         made = _together(topology, hardware, asked, backend, timeout, init_method)
     _current = replace(made, debug=bool(settings.debug), fork_launched=bool(settings.fork_launched))
+    _owner = os.getpid()
     set_rank_source(_rank_info)
     return _current
 
@@ -136,8 +149,14 @@ def at_reset(forget: Callable[[], None]) -> None:
     _forgetters.append(forget)
 
 
-# The group's threads must not outlive the interpreter: torch warns about a group that nobody destroyed.
-atexit.register(shutdown)
+def _leave() -> None:
+    """Destroy our group when the program ends; torch warns about one that nobody destroyed."""
+    # Not after an error: destroying can wait for ranks that will never do the same.
+    if not hasattr(sys, "last_value"):
+        shutdown()
+
+
+atexit.register(_leave)
 
 
 # -- the three ways to come to a state ---------------------------------------------------------------
@@ -172,6 +191,25 @@ def _beside(topology: Topology) -> ProcessState:
     )
 
 
+def _forked_away(state: ProcessState) -> bool:
+    """Tell whether ``state`` is that of a parent process and this child is a rank of its own.
+
+    A notebook does this: it looks at its state, then forks the ranks. Raises StateError when the
+    parent is in a group, whose connections a child cannot share.
+    """
+    if os.getpid() == _owner or get_worker_info() is not None:
+        return False
+    if state.topology.source == _ADOPTED or Topology.detect() == state.topology:
+        return False
+    if state.backend is None:
+        return True
+    raise StateError(
+        "This process was forked from one that is in a process group already",
+        where=f"process {os.getpid()}, forked from {_owner}, rank {state.topology.rank}",
+        fix="fork before PartialState or Accelerator is made, or use the spawn start method",
+    )
+
+
 def _adopt(
     topology: Topology,
     hardware: Device,
@@ -199,7 +237,10 @@ def _together(
     spec = backend_for(hardware, backend)
     chosen = _select(topology, hardware, asked)
     join(topology, spec, timeout, init_method)
-    state = replace(_in_group(topology, hardware, chosen, spec), init_method=init_method, owns_group=True)
+    state = _in_group(topology, hardware, chosen, spec)
+    # Where torch does not tell a group's timeout, it is the one the group was made with.
+    applied = state.timeout or timeout
+    state = replace(state, timeout=applied, init_method=init_method, owns_group=True)
     # Rank 0 may keep the store in which the others look for it: it must not run on, end, and take it away.
     state.collectives.barrier()
     return state
@@ -295,7 +336,7 @@ def _as_the_group_says(topology: Topology) -> Topology:
         "node_rank": 0,
         "num_nodes": 1,
     }
-    return replace(topology, rank=rank, world_size=world_size, source="torch.distributed", **local)
+    return replace(topology, rank=rank, world_size=world_size, source=_ADOPTED, **local)
 
 
 def _rank_info() -> RankInfo | None:
@@ -307,4 +348,4 @@ def _rank_info() -> RankInfo | None:
     return RankInfo(place.rank, place.local_rank, state.collectives.barrier, place.world_size)
 
 
-__all__ = ["ProcessState", "at_reset", "current", "reset", "shutdown", "start"]
+__all__ = ["ProcessState", "at_reset", "chosen_hardware", "current", "reset", "shutdown", "start"]

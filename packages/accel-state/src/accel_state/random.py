@@ -23,7 +23,7 @@ _LARGEST = 2**32 - 1
 
 
 def set_seed(seed: int, device_specific: bool = False, deterministic: bool = False) -> int:
-    """Seed Python, NumPy (when installed), torch and every accelerator; return the seed that was used.
+    """Seed Python, NumPy (when installed), torch and its accelerators; return the seed that was used.
 
     ``device_specific``: add the rank, so that processes draw different numbers. ``deterministic``:
     have torch refuse operations that do not give equal results in equal runs. Raises ConfigError
@@ -37,11 +37,10 @@ def set_seed(seed: int, device_specific: bool = False, deterministic: bool = Fal
         seed = (seed + rank) % (_LARGEST + 1)
     python_random.seed(seed)
     _seed_numpy(seed)
-    # Not torch.manual_seed: the devices are seeded one by one below, third-party kinds included.
-    for name in device_names():
-        hardware = hardware_of(name)
-        if hardware.available():
-            hardware.rng.seed(seed)
+    torch.manual_seed(seed)
+    # torch knows the generators in its own tree; kinds of hardware outside it are seeded through theirs.
+    # Only the one this process computes on: asking all would load the package of every vendor installed.
+    process.chosen_hardware().rng.seed(seed)
     if deterministic:
         torch.use_deterministic_algorithms(True)
     return seed

@@ -191,11 +191,11 @@ class TorchDevice:
         return YES
 
     def supports(self, capability: str) -> Support:
-        """Tell whether it can do ``capability``; an unknown one is answered no."""
+        """Tell whether it can do ``capability``; an unknown one, or absent hardware, is answered no."""
         question = getattr(self, f"can_{capability}", None)
         if question is None:
             return Support(False, f"{self.name} was never asked for {capability!r}; it counts as missing")
-        answer: Support = question()
+        answer: Support = question() if self.available() else self.available()
         return answer
 
     def can_fp16(self) -> Support:
