@@ -508,6 +508,18 @@ class TestDevice:
         loader = DataLoader(["a", "b"], batch_size=2)
         assert list(prepare_data_loader(loader, "meta", put_on_device=True)) == [["a", "b"]]
 
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_pinned_batches_go_to_the_gpu_without_waiting(self, workers):
+        for data in (Numbers(9), Stream(9)):
+            loader = DataLoader(data, batch_size=2, pin_memory=True, num_workers=workers)
+            prepared = prepare_data_loader(
+                loader, "cuda", num_processes=2, process_index=0, put_on_device=True, non_blocking=True
+            )
+            batches = list(prepared)
+            assert all(batch.device.type == "cuda" for batch in batches)
+            assert [batch.tolist() for batch in batches] == [[0, 1], [4, 5], [8, 0]]
+
 
 class TestWindow:
     def test_nested_loops_see_their_own_cursor(self):
@@ -695,6 +707,17 @@ class TestRefusals:
         with pytest.raises(PrepareError, match="in_order=False"):
             prepare_data_loader(loader, num_processes=2, process_index=0)
         prepare_data_loader(loader, num_processes=2, process_index=0, even_batches=False)
+
+    def test_a_stream_whose_loader_iterates_in_its_own_way(self):
+        class Own(DataLoader):
+            def __iter__(self):
+                return (batch * 2 for batch in super().__iter__())
+
+        loader = Own(Stream(4), batch_size=2)
+        with pytest.raises(PrepareError, match="Own has an __iter__ of its own"):
+            prepare_data_loader(loader, num_processes=2, process_index=0)
+        uneven = prepare_data_loader(loader, num_processes=2, process_index=1, even_batches=False)
+        assert lists(uneven) == [[4, 6]]
 
     def test_a_mesh_without_data_parallel_dimension(self):
         class Mesh:

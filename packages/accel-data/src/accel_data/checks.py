@@ -74,6 +74,19 @@ def check_in_order(loader: DataLoader[Any], *, pads: bool) -> None:
         )
 
 
+def check_iteration(loader: DataLoader[Any]) -> None:
+    """Refuse a loader class that iterates in its own way where batches carry their validity through it."""
+    iterate: Any = type(loader).__iter__
+    if not iterate.__module__.startswith(("torch.", "torchdata.")):
+        raise PrepareError(
+            f"{type(loader).__name__} has an __iter__ of its own, which would meet the batches of a stream "
+            "together with the count of their real samples",
+            where="prepare_data_loader on several processes",
+            fix="do what it does in collate_fn or in the dataset, or use dispatch_batches=True or "
+            "even_batches=False",
+        )
+
+
 def mesh_place(mesh: Any) -> tuple[int, int]:
     """Return ``(ranks, rank)`` of the data-parallel part of a device mesh: its dimensions named ``dp*``.
 
@@ -108,4 +121,4 @@ def mesh_place(mesh: Any) -> tuple[int, int]:
     return ranks, rank
 
 
-__all__ = ["check_in_order", "check_loader", "mesh_place", "samplers_of"]
+__all__ = ["check_in_order", "check_iteration", "check_loader", "mesh_place", "samplers_of"]

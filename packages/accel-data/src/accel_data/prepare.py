@@ -15,7 +15,7 @@ from accel_core.window import GradientWindow
 
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
-from .checks import check_in_order, check_loader, mesh_place, samplers_of
+from .checks import check_in_order, check_iteration, check_loader, mesh_place, samplers_of
 from .order import fresh_seed
 from .plan import LoaderPlan, Seeding, Synchronize, check_rng_types
 from .samplers import SeedableRandomSampler
@@ -229,6 +229,7 @@ def _shard_stream(loader: DataLoader[Any], plan: LoaderPlan, cut: _Cut) -> dict[
         # The samples of one rank come in whole local batches, whatever the size of a world batch is.
         replaced["batch_sampler"] = BatchSampler(loader.sampler, shard.local_size, loader.drop_last)
     if cut.even_batches:
+        check_iteration(loader)
         shard.marks = True
         shard.measure = count_rows if whole else None
         replaced["collate_fn"] = CarryValidity(loader.collate_fn)
