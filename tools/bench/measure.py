@@ -9,6 +9,7 @@ the median over the blocks. Both libraries take the same calls, so one program m
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import statistics
@@ -147,7 +148,33 @@ def sampler(library: str) -> dict[str, Row]:
     return rows
 
 
-CASES: dict[str, Callable[[str], dict[str, Row]]] = {"step": step, "loader": loader, "sampler": sampler}
+def exactness(library: str) -> dict[str, Row]:
+    """How far the gradient of a short last window is from that of its samples in one batch, in per cent."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(12, 4, dtype=torch.float64), torch.randn(12, 1, dtype=torch.float64)
+    plain = nn.Linear(4, 1).double()
+    model = copy.deepcopy(plain)
+    nn.functional.mse_loss(plain(inputs[8:]), targets[8:]).backward()
+    accelerator = importlib.import_module(library).Accelerator(cpu=True, gradient_accumulation_steps=4)
+    data = torch.utils.data.TensorDataset(inputs, targets)
+    model, batches = accelerator.prepare(model, DataLoader(data, batch_size=2))
+    for x, y in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward(nn.functional.mse_loss(model(x), y))
+            last = torch.cat([p.grad.flatten() for p in model.parameters()])
+            if accelerator.sync_gradients:
+                model.zero_grad()
+    want = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    off = ((last - want).norm() / want.norm()).item() * 100
+    return {"gradient of a short last window, off by": {"prepared": off if off > 1e-9 else 0.0}}
+
+
+CASES: dict[str, Callable[[str], dict[str, Row]]] = {
+    "step": step,
+    "loader": loader,
+    "sampler": sampler,
+    "exactness": exactness,
+}
 
 
 def main() -> None:
