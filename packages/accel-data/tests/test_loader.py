@@ -454,8 +454,14 @@ class TestRebuilding:
         loader = prepare_data_loader(DataLoader(Numbers(3), batch_size=None))
         assert lists(loader) == [0, 1, 2]
         bulk = DataLoader(Numbers(10), batch_size=None, sampler=BatchSampler(range(10), 3, False))
-        ranks = [prepare_data_loader(bulk, num_processes=2, process_index=rank) for rank in range(2)]
-        assert [lists(loader) for loader in ranks] == [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 0, 1]]]
+        ranks = on_ranks(lambda: bulk, 2)
+        assert [cursors(*pair) for pair in ranks] == [
+            [([0, 1, 2], False, 2, None, 6), ([6, 7, 8], True, 1, 4, 6)],
+            [([3, 4, 5], False, 2, None, 6), ([9, 0, 1], True, 1, 4, 6)],
+        ]
+        assert lists(skip_first_batches(ranks[1][0], 1)) == [[9, 0, 1]]
+        assert lists(skip_first_batches(bulk, 3)) == [[9]]
+        assert lists(skip_first_batches(loader, 2)) == [2]
 
     def test_constructor_as_documented(self):
         window = GradientWindow()

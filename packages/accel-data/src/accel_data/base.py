@@ -107,7 +107,7 @@ class PreparedLoader(DataLoader[Any]):
     @property
     def total_batch_size(self) -> int | None:
         """Samples of a full batch over all ranks; None when batches have no fixed size."""
-        batches = self.batch_sampler
+        batches = self._batches
         if isinstance(batches, BatchSamplerShard):
             return batches.round_size
         if isinstance(self.dataset, IterableDatasetShard):
@@ -126,6 +126,11 @@ class PreparedLoader(DataLoader[Any]):
 
     # -- for the two kinds -----------------------------------------------------------------------
 
+    @property
+    def _batches(self) -> Any:
+        """What decides the batches: in bulk loading (``batch_size=None``) that is the sampler."""
+        return self.sampler if self.batch_sampler is None else self.batch_sampler
+
     def _full_length(self) -> int:
         return super().__len__()
 
@@ -133,7 +138,7 @@ class PreparedLoader(DataLoader[Any]):
         return 1
 
     def _sampler_owner(self) -> Any:
-        owner: Any = self.batch_sampler
+        owner = self._batches
         while isinstance(owner, BatchSamplerShard):
             owner = owner.batch_sampler
         return owner if hasattr(owner, "sampler") else None
@@ -170,7 +175,7 @@ class PreparedLoader(DataLoader[Any]):
     def _open(self) -> tuple[Iterator[Any], Tail, int]:
         """Start torch's own iteration; return it, what it knows of its end, and the batches to drop."""
         plan = self._plan
-        batches = self.batch_sampler
+        batches = self._batches
         if isinstance(batches, BatchSamplerShard):
             batches.start = plan.skip
             iterator = iter(super().__iter__())

@@ -197,9 +197,13 @@ def _shard_batches(loader: DataLoader[Any], cut: _Cut, replaced: dict[str, Any])
 
 def _compare_lengths(group: Collectives, dataset: Any) -> None:
     """Make sure that all ranks hold the same data, as far as its length tells."""
-    if group.world_size == 1 or not hasattr(dataset, "__len__"):
+    if group.world_size == 1:
         return
-    lengths = group.all_gather_object(len(dataset))
+    try:
+        length = len(dataset)
+    except (TypeError, NotImplementedError):
+        length = None
+    lengths = group.all_gather_object(length)
     if len(set(lengths)) > 1:
         raise DataError(
             f"the dataset has {', '.join(map(str, lengths))} samples on ranks 0 to {group.world_size - 1}",

@@ -116,13 +116,13 @@ class DataLoaderShard(PreparedLoader):
             window.remove(cursor)
 
     def _full_world_batch(self) -> int | None:
-        batches = self.batch_sampler
+        batches = self._batches
         if isinstance(batches, BatchSamplerShard):
             return batches.round_size
         return batches.batch_size if type(batches) is BatchSampler else None
 
     def _last_world_batch(self, tail: Tail) -> int | None:
-        batches = self.batch_sampler
+        batches = self._batches
         if isinstance(batches, BatchSamplerShard):
             return tail.world_batch
         if type(batches) is BatchSampler and self._dataset_kind == 0 and self.in_order:

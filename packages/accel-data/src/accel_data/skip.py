@@ -42,11 +42,12 @@ def skip_first_batches(dataloader: DataLoader[Any], num_batches: int = 0) -> Pre
             where="skip_first_batches",
             fix="pass the loader itself, not its iterator",
         )
-    batches = dataloader.batch_sampler
+    name = "sampler" if dataloader.batch_sampler is None else "batch_sampler"
+    batches = getattr(dataloader, name)
     replaced = {}
-    indexed = not isinstance(dataloader.dataset, IterableDataset) and batches is not None
-    if indexed and not isinstance(batches, BatchSamplerShard) and issubclass(cls, DataLoaderShard):
-        replaced["batch_sampler"] = BatchSamplerShard(batches)
+    indexed = not isinstance(dataloader.dataset, IterableDataset) and issubclass(cls, DataLoaderShard)
+    if indexed and not isinstance(batches, BatchSamplerShard):
+        replaced[name] = BatchSamplerShard(batches)
     return cls.rebuild(dataloader, plan, **replaced)  # type: ignore[no-any-return]
 
 
