@@ -3,13 +3,13 @@
 import pytest
 
 from accel_core.errors import AccelError, CapabilityError, TopologyError
+from accel_core.logging import RankInfo, set_rank_source
 from accel_core.protocols.tracker import Tracker
 from accel_trackers import (
     GeneralTracker,
     IncompleteTrackerError,
     is_main_process,
     on_main_process,
-    set_main_process_source,
 )
 
 
@@ -40,9 +40,10 @@ class Everywhere(Notes):
 
 
 @pytest.fixture
-def source():
-    yield set_main_process_source
-    set_main_process_source(None)
+def rank():
+    """Return a function that says which rank this process is, as the process state does."""
+    yield lambda number: set_rank_source(lambda: RankInfo(rank=number, world_size=4))
+    set_rank_source(None)
 
 
 def test_a_complete_subclass_satisfies_the_protocol():
@@ -96,18 +97,18 @@ def test_what_a_tracker_cannot_store_is_an_error_and_not_lost():
         Notes().log_table("t")
 
 
-def test_methods_run_on_the_main_process_only(source):
+def test_methods_run_on_the_main_process_only(rank):
     tracker = Notes()
-    source(lambda: False)
+    rank(2)
     assert tracker.log({"a": 1}) is None
     assert tracker.tracker == []
-    source(lambda: True)
+    rank(0)
     assert tracker.log({"a": 1}, step=3) == "stored"
     assert tracker.tracker == [(3, {"a": 1})]
 
 
-def test_a_tracker_for_every_process_runs_on_every_process(source):
-    source(lambda: False)
+def test_a_tracker_for_every_process_runs_on_every_process(rank):
+    rank(2)
     assert Everywhere().log({"a": 1}) == "stored"
 
 

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accel_core.errors import CheckpointError, ConfigError, DataError, StateError
+from accel_core.logging import RankInfo, set_rank_source
 from accel_core.protocols.tracker import Tracker
-from accel_trackers import JSONLinesTracker, read_run, set_main_process_source
+from accel_trackers import JSONLinesTracker, read_run
 
 
 @pytest.fixture
@@ -259,14 +260,14 @@ def test_a_file_that_is_no_run_is_not_appended_to(tmp_path, line):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    set_main_process_source(lambda: False)
+    set_rank_source(lambda: RankInfo(rank=1, world_size=2))
     try:
         tracker = JSONLinesTracker("digits", tmp_path, run_id="one")
         tracker.start()
         tracker.log({"loss": 1.0}, step=1)
         tracker.finish()
     finally:
-        set_main_process_source(None)
+        set_rank_source(None)
     assert list(tmp_path.iterdir()) == []
 
 

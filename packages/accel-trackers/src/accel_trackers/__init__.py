@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .jsonl_reader import read_run as read_run
     from .ranks import is_main_process as is_main_process
     from .ranks import on_main_process as on_main_process
-    from .ranks import set_main_process_source as set_main_process_source
     from .selection import filter_trackers as filter_trackers
 
 _NAMES = {
@@ -31,7 +30,6 @@ _NAMES = {
     "is_main_process": ".ranks",
     "on_main_process": ".ranks",
     "read_run": ".jsonl_reader",
-    "set_main_process_source": ".ranks",
 }
 __all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

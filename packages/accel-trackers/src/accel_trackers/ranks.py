@@ -1,4 +1,4 @@
-"""Which process may track: asked of the environment, or of whoever knows better."""
+"""Which process may track."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from typing import Any, TypeVar, cast
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-_source: Callable[[], bool] | None = None
-
-
-def set_main_process_source(source: Callable[[], bool] | None) -> None:
-    """Ask ``source`` from now on whether this process is the main one; None asks the environment again."""
-    global _source
-    _source = source
-
 
 def is_main_process() -> bool:
     """Tell whether this process is rank 0 of the run.
 
-    Raises TopologyError when the variables that say so contradict each other.
+    The rank is the one that accel's loggers show: that of the process state when there is one,
+    else what the environment says (torchrun, SLURM, MPI). Raises TopologyError when the
+    environment contradicts itself: a guess would make every rank track, or none.
     """
-    if _source is not None:
-        return _source()
-    from accel_core.topology import Topology
+    from accel_core.logging import RankInfo, rank_info
 
-    return Topology.detect().rank == 0
+    info = rank_info()
+    if info == RankInfo():
+        # Also what loggers take when the environment cannot be read; here that must not pass.
+        from accel_core.topology import Topology
+
+        Topology.detect()
+    return info.rank == 0
 
 
 def on_main_process(method: Method) -> Method:
@@ -44,4 +42,4 @@ def on_main_process(method: Method) -> Method:
     return cast("Method", decorated)
 
 
-__all__ = ["is_main_process", "on_main_process", "set_main_process_source"]
+__all__ = ["is_main_process", "on_main_process"]

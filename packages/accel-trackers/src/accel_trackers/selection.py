@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from accel_core import plugins
 from accel_core.enums import LoggerType
 from accel_core.errors import CapabilityError, ConfigError, Fault
+from accel_core.logging import get_logger
 
 from .general import check_tracker
 
@@ -76,7 +76,7 @@ def _installed(logging_dir: str | os.PathLike[str] | None, *, without: dict[str,
             continue
         cls = plugins.find(plugins.TRACKERS, name)
         if cls.requires_logging_directory and logging_dir is None:
-            logging.getLogger(__name__).warning(
+            get_logger(__name__).warning(
                 "log_with='all' leaves out the tracker %r: it needs a folder (project_dir or logging_dir)",
                 name,
             )
