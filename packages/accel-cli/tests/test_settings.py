@@ -76,6 +76,13 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(p
     assert plan({"num_processes": 3}, file=file).spec.num_processes == 3
 
 
+def test_a_wrong_precision_is_reported_with_the_place_that_said_it(plan):
+    with pytest.raises(ConfigError, match="fp8.*not available in this version.*said by environment"):
+        plan(environ={"ACCELERATE_MIXED_PRECISION": "fp8"})
+    with pytest.raises(ConfigError, match="no installed precision policy.*config file"):
+        plan(file=from_file(mixed_precision="fp17"))
+
+
 def test_a_variable_that_cannot_be_read_is_an_error_before_the_start(plan):
     with pytest.raises(ConfigError, match="ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
         plan(environ={"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "many"})
@@ -145,5 +152,7 @@ def test_every_wrong_setting_is_named_at_once(plan):
 def test_under_mpirun_each_rank_starts_one_script(plan, variable):
     assert plan({"num_processes": 4}, environ={variable: "4"}, gpus=1).launcher == "exec"
     assert plan(environ={variable: "1"}, gpus=2).launcher == "elastic"
+    with pytest.raises(LaunchError, match="nobody is there to honour max_restarts"):
+        plan({"max_restarts": 1}, environ={variable: "4"})
     with pytest.raises(LaunchError, match="mpirun started 4 processes, but 8 are asked for"):
         plan({"num_processes": 8}, environ={variable: "4"})

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from accel_core.config.layers import COMMAND_LINE, DEFAULT, ENVIRONMENT, Layer, Layers
+from accel_core.config.layers import COMMAND_LINE, DEFAULT, ENVIRONMENT, Layer, Layers, Resolved
 from accel_core.environment.run import RunConfig
 from accel_core.errors import ConfigError, Fault, LaunchError
 from accel_core.protocols.command import LaunchSpec
@@ -65,12 +65,17 @@ def plan(
     """
     env = os.environ if environ is None else environ
     settings = {**file.options, **given}
-    run, contract = _contract(given, file, env)
-    faults = [*refused_options(given), *_impossible(settings), *_precision(run.mixed_precision)]
-    if faults:
-        raise ConfigError("options", faults)
+    _raise([*refused_options(given), *_impossible(settings)])
+    resolved = _resolve(given, file, env)
+    run = RunConfig(**resolved.values())
+    _raise(_precision(resolved))
     wanted = _sizes(settings, env, accelerators(env), cpu=bool(run.cpu))
     extra = _elastic_only(settings)
+    if wanted.placed and extra:
+        raise LaunchError(
+            f"mpirun started the processes, so nobody is there to honour {', '.join(sorted(extra))}",
+            fix="leave these options out, or start without mpirun",
+        )
     several = wanted.processes > 1 or wanted.machines > 1 or bool(extra)
     spec = LaunchSpec(
         script=command[0],
@@ -83,7 +88,7 @@ def plan(
         main_address=settings.get("main_process_ip"),
         main_port=settings.get("main_process_port"),
         environment={
-            **contract,
+            **_to_set(run, env),
             **wanted.selection,
             **_threads(settings, env, wanted.processes // wanted.machines, several=several),
         },
@@ -145,8 +150,14 @@ def _impossible(settings: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
-def _precision(name: str | None) -> list[Fault]:
+def _raise(faults: list[Fault]) -> None:
+    if faults:
+        raise ConfigError("options", faults)
+
+
+def _precision(resolved: Resolved) -> list[Fault]:
     """Return a fault for a policy that nothing installed offers; ours are known without looking."""
+    name = resolved.value("mixed_precision")
     if name in (None, "no", "fp16", "bf16"):
         return []
     others = {offer.name for offer in offers("accel.precisions")}
@@ -154,24 +165,23 @@ def _precision(name: str | None) -> list[Fault]:
         return []
     reason = REASON if name == "fp8" else "is the name of no installed precision policy"
     known = ", ".join(sorted(others | {"no", "fp16", "bf16"}))
-    return [Fault("mixed_precision", name, reason, f"use one of {known}")]
+    where = resolved.origin("mixed_precision")
+    return [Fault("mixed_precision", name, f"{reason}, said by {where}", f"use one of {known}")]
 
 
-def _contract(
-    given: Mapping[str, Any], file: FromFile, env: Mapping[str, str]
-) -> tuple[RunConfig, dict[str, str]]:
-    """Return the settings of the run, and the variables to set for them.
-
-    Those that the environment says already are left as they are.
-    """
+def _resolve(given: Mapping[str, Any], file: FromFile, env: Mapping[str, str]) -> Resolved:
+    """Return the settings that every process is told, each with where it comes from."""
     line = {field: given[name] for name, field in _RUN_OPTIONS.items() if name in given}
     layers = [Layer(COMMAND_LINE, line), Layer(ENVIRONMENT, RunConfig.from_environ(env).values())]
     if file.run is not None:
         layers.append(file.run)
-    resolved = Layers(*layers, Layer(DEFAULT, {item.field: None for item in RunConfig.variables()})).resolve()
-    run = RunConfig(**resolved.values())
-    said_already = RunConfig.from_environ(env).to_environ()
-    return run, {name: text for name, text in run.to_environ().items() if said_already.get(name) != text}
+    return Layers(*layers, Layer(DEFAULT, {item.field: None for item in RunConfig.variables()})).resolve()
+
+
+def _to_set(run: RunConfig, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables to set; what the environment says already is left as it is."""
+    already = RunConfig.from_environ(env).to_environ()
+    return {name: text for name, text in run.to_environ().items() if already.get(name) != text}
 
 
 def _mpi_size(env: Mapping[str, str], settings: Mapping[str, Any]) -> int:
