@@ -28,9 +28,9 @@ Outcome = tuple[str, Any, str] | RankFailure
 class WorkerPool:
     """Living worker processes with torch imported, which take one call after the other.
 
-    The workers are forked from one server process that imported torch once. The first call waits for
-    that import; after it, measured on two shared cores with torch 2.13, ``run`` takes 0.01 s and
-    ``run_in_group`` (which starts gloo and takes it down again) 0.05 s on 2 and 0.1 s on 4 processes.
+    The workers are forked from one server process that imports torch once; the first call waits for that
+    (5 to 10 s on two shared cores). After it, measured there with torch 2.13, ``run`` takes 3 ms and
+    ``run_in_group``, which starts gloo and takes it down again, 40 ms on 2 and 80 ms on 4 processes.
 
     Each call gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and a MASTER_PORT of
     its own, the variables in ``env`` on top, and no process group. Of the calling process's environment

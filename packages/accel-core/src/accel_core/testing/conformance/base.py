@@ -54,9 +54,13 @@ def fresh_python(value: object, body: str, *arguments: str) -> subprocess.Comple
     For checks of what an import brings with it.
     """
     cls = type(value)
-    head = (
-        f"import sys\nsys.path[:] = {sys.path!r}\nfrom {cls.__module__} import {cls.__qualname__} as Class\n"
-    )
+    return _run(cls.__module__, cls.__qualname__, body, arguments)
+
+
+def _run(
+    module: str, name: str, body: str, arguments: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    head = f"import sys\nsys.path[:] = {sys.path!r}\nfrom {module} import {name} as Class\n"
     return subprocess.run(
         [sys.executable, "-c", head + body, *arguments],
         capture_output=True,
@@ -68,12 +72,13 @@ def fresh_python(value: object, body: str, *arguments: str) -> subprocess.Comple
 
 def importable(value: object) -> bool:
     """Tell whether a new interpreter can import the class of ``value``."""
-    return type(value).__qualname__.isidentifier() and _imports(type(value))
+    cls = type(value)
+    return cls.__qualname__.isidentifier() and _imports(cls.__module__, cls.__qualname__)
 
 
 @cache
-def _imports(cls: type) -> bool:
-    return fresh_python(object.__new__(cls), "").returncode == 0
+def _imports(module: str, name: str) -> bool:
+    return _run(module, name, "").returncode == 0
 
 
 __all__ = ["Conformance", "fresh_python", "importable", "standard_suite", "standard_tests"]
