@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from itertools import chain, cycle, islice
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils.data import BatchSampler
 
 from accel_core.errors import DataError, PrepareError
 
-from .order import Reading, local_slices, reading_of
+from .order import Reading, local_slices, own_rounds, reading_of
 
 
 class Tail:
@@ -176,13 +177,18 @@ class BatchSamplerShard(BatchSampler):
         def batches() -> Iterator[list[Any]]:
             # Drawn at the first batch, where plain torch draws: later use of the same generator agrees.
             order = reading.draw()
-            yield from local_slices(order, start * stride + rank * size, full, stride, size)
-            if rest and start * stride <= full:
+            last: list[Any] = []
+            if rest:
                 at = full + rank * size
-                if padded:
-                    yield [order[place % total] for place in range(at, at + size)]
-                elif at < total:
-                    yield list(order[at : min(at + size, total)])
+                places = range(at, at + size) if padded else range(at, min(at + size, total))
+                last = [order[place % total] for place in places]
+            if isinstance(order, array) and world > 1:
+                order = own_rounds(order, full, stride, rank * size, size)
+                yield from local_slices(order, start * size, len(order), size, size)
+            else:
+                yield from local_slices(order, start * stride + rank * size, full, stride, size)
+            if last and start * stride <= full:
+                yield last
             if reading.finish is not None:
                 reading.finish()
 

@@ -113,6 +113,18 @@ def reading_of(sampler: object) -> Reading | None:
     return own() if own is not None else None
 
 
+def own_rounds(order: array[int], full: int, stride: int, first: int, size: int) -> array[int]:
+    """Return ``order[at + first : at + first + size]`` for all ``at`` in ``range(0, full, stride)``, joined.
+
+    So that a rank keeps its own indices only, side by side in memory.
+    """
+    indices, tensor = _buffer(full // stride * size)
+    if indices:
+        rounds = torch.frombuffer(order, dtype=torch.int64)[:full].view(-1, stride)
+        tensor.view(-1, size).copy_(rounds[:, first : first + size])
+    return indices
+
+
 def local_slices(order: Order, first: int, stop: int, stride: int, size: int) -> Iterator[list[Any]]:
     """Yield ``order[at : at + size]`` as lists for ``at`` in ``range(first, stop, stride)``."""
     # Three loops instead of a test per batch.
