@@ -8,7 +8,7 @@ import accel_core.protocols
 
 PROTOCOLS = [
     value
-    for value in vars(accel_core.protocols).values()
+    for value in (getattr(accel_core.protocols, name) for name in accel_core.protocols.__all__)
     if getattr(value, "_is_protocol", False) and inspect.isclass(value)
 ]
 

@@ -30,7 +30,10 @@ class Collectives(Protocol):
         ...
 
     def all_reduce(self, tensor: torch.Tensor, op: ReduceOp = "sum") -> torch.Tensor:
-        """Return a new tensor: the sum, mean, maximum or minimum over the ranks."""
+        """Return a new tensor: the sum, mean, maximum or minimum over the ranks.
+
+        Sums of booleans are int64 counts and means of integers are floats, whatever the world size.
+        """
         ...
 
     def broadcast(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
@@ -49,7 +52,7 @@ class Collectives(Protocol):
         """Return once every rank has called it."""
 
     def vote(self, ballot: int) -> Callable[[], list[int]]:
-        """Start to exchange one small integer per rank; the returned function waits and gives all, in rank order.
+        """Start to exchange one small integer per rank; the returned function waits and gives all by rank.
 
         It runs beside the computation on a CPU channel of its own, so asking ahead costs next to nothing.
         """
@@ -74,7 +77,11 @@ class LonelyCollectives:
         return tensor.unsqueeze(0)
 
     def all_reduce(self, tensor: torch.Tensor, op: ReduceOp = "sum") -> torch.Tensor:
-        """Return a copy."""
+        """Return a copy, in the dtype that a reduction over several ranks has."""
+        if op == "sum" and str(tensor.dtype) == "torch.bool":
+            return tensor.long()
+        if op == "mean" and not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor / 1
         return tensor.clone()
 
     def broadcast(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:

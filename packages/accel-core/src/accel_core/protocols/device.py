@@ -92,7 +92,12 @@ class Device(Protocol):
         ...
 
     def supports(self, capability: str) -> Support:
-        """Tell whether it can do ``"fp16"``, ``"bf16"``, ``"fp8"``, ``"float64"``, ``"pin_memory"`` or ``"scaler"``.
+        """Tell whether it can do ``capability``, and why not.
+
+        ``"fp16"``, ``"bf16"``, ``"fp8"``, ``"float64"``, ``"pin_memory"`` and ``"scaler"`` say what it says.
+
+        ``"sharing"``: several processes may use one device. ``"distributed"``: processes can talk; the
+        reason is shown when ``backends`` is empty.
 
         An unknown capability is answered no, with the reason: a new capability must never read as a yes.
         """

@@ -79,7 +79,9 @@ class Precision(Protocol):
         """Undo ``convert``."""
         ...
 
-    def autocast(self, *, enabled: bool = True, cache_enabled: bool | None = None) -> AbstractContextManager[None]:
+    def autocast(
+        self, *, enabled: bool = True, cache_enabled: bool | None = None
+    ) -> AbstractContextManager[None]:
         """Return the context in which operations compute in this precision."""
         ...
 

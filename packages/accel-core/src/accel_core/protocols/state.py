@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a load did, by name. ``ok`` is true when everything asked for was restored and nothing was left over."""
+    """What a load did, by name: restored, missing, left over, or of another shape."""
 
     restored: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class StateSink(Protocol):
         """Store a value made of dicts, lists, strings, numbers, booleans and None."""
 
     def directory(self, name: str) -> Path:
-        """Return an empty folder inside the uncommitted checkpoint, for a component that writes its own files."""
+        """Return an empty folder inside the uncommitted checkpoint, for what writes its own files."""
         ...
 
 
@@ -110,7 +110,7 @@ class UnitState(Protocol):
         ...
 
     def save(self, unit: Unit, sink: StateSink) -> None:
-        """Write this rank's part of the model and its optimizers, in a form that any world size can read. Collective."""
+        """Write this rank's part of model and optimizers, readable by any world size. Collective."""
 
     def load(self, unit: Unit, source: StateSource, *, strict: bool = True) -> LoadReport:
         """Read back what ``save`` wrote. Collective."""

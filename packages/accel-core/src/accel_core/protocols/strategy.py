@@ -81,7 +81,7 @@ class Strategy(Protocol):
     states: UnitState
 
     def check(self, unit: Unit) -> None:
-        """Raise CapabilityError or PrepareError for a unit that cannot be wrapped, before anything is changed."""
+        """Raise CapabilityError or PrepareError for a unit that cannot be wrapped; change nothing."""
 
     def wrap(self, unit: Unit) -> Unit:
         """Return the unit ready to train: placed, converted to the precision, shared, in this order.
@@ -103,7 +103,10 @@ class Strategy(Protocol):
         ...
 
     def inputs(
-        self, buffers: Sequence[torch.Tensor] = (), dims: Sequence[int] = (), keep: Iterable[torch.Tensor] = ()
+        self,
+        buffers: Sequence[torch.Tensor] = (),
+        dims: Sequence[int] = (),
+        keep: Iterable[torch.Tensor] = (),
     ) -> AbstractContextManager[None]:
         """Return a context in which sequence ``buffers`` hold this rank's part along ``dims``.
 
@@ -123,7 +126,10 @@ class StrategyBase:
         return nullcontext()
 
     def inputs(
-        self, buffers: Sequence[torch.Tensor] = (), dims: Sequence[int] = (), keep: Iterable[torch.Tensor] = ()
+        self,
+        buffers: Sequence[torch.Tensor] = (),
+        dims: Sequence[int] = (),
+        keep: Iterable[torch.Tensor] = (),
     ) -> AbstractContextManager[None]:
         """Return an empty context: every rank sees whole sequences."""
         return nullcontext()
