@@ -246,13 +246,29 @@ class TestOrder:
         loader.set_epoch(0)
         assert lists(loader) == first
 
-    def test_an_epoch_left_early_is_repeated(self):
+    def test_an_epoch_left_early_is_over(self):
+        """A loop that always stops after the first batch must not always see the same one."""
         loader = prepare_data_loader(DataLoader(Numbers(20), batch_size=5, shuffle=True), data_seed=1)
+        whole = [lists(loader) for _ in range(3)]
+        loader.set_epoch(0)
+        for epoch in range(2):
+            for batch in loader:
+                assert batch.tolist() == whole[epoch][0]
+                assert loader.iteration == epoch
+                break
+        assert lists(loader) == whole[2]
+        assert loader.iteration == 3
+
+    def test_an_iteration_inside_another_is_an_epoch_of_its_own(self):
+        loader = prepare_data_loader(DataLoader(Numbers(20), batch_size=5, shuffle=True), data_seed=1)
+        whole = [lists(loader) for _ in range(3)]
+        loader.set_epoch(0)
+        outer, inner = [], []
         for batch in loader:
-            kept = batch.tolist()
-            break
-        assert loader.iteration == 0
-        assert lists(loader)[0] == kept
+            outer.append(batch.tolist())
+            inner = inner or lists(loader)
+        assert [outer, inner] == whole[:2]
+        assert lists(loader) == whole[2]
 
     def test_a_user_generator_is_kept_and_gives_the_order_of_plain_torch(self):
         def generator():

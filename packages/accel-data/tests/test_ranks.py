@@ -418,6 +418,32 @@ def test_ranks_that_walk_different_orders_are_told(pool, kind):
         assert "rank 1 got other samples from the sampler than rank 0" in one
 
 
+def test_ranks_that_shuffle_different_epochs_are_told(pool):
+    """set_epoch on one rank only: without a word, ranks would cut their parts out of different orders."""
+
+    def run():
+        loader = prepare_data_loader(DataLoader(Numbers(12), batch_size=3, shuffle=True), collectives=Gloo())
+        list(loader)
+        if dist.get_rank() == 1:
+            loader.set_epoch(5)
+        with pytest.raises(DataError, match="different epochs, 1, 5 in rank order"):
+            list(loader)
+
+    pool.run_in_group(2, run)
+
+
+def test_loops_left_early_stay_together(pool):
+    def run():
+        loader = prepare_data_loader(DataLoader(Numbers(12), batch_size=3, shuffle=True), collectives=Gloo())
+        first = [next(iter(loader)).tolist() for _ in range(3)]
+        return first, [batch.tolist() for batch in loader]
+
+    (zero, whole), (one, rest) = pool.run_in_group(2, run)
+    assert len({tuple(batch) for batch in zero}) == 3
+    assert not any(set(a) & set(b) for a, b in zip(zero, one, strict=True))
+    assert sorted(value for batch in whole + rest for value in batch) == list(range(12))
+
+
 def test_a_dataset_of_another_length_is_told(pool):
     def run():
         with pytest.raises(DataError, match="the dataset has 9, 10 samples on ranks 0 to 1"):

@@ -8,10 +8,12 @@ from typing import Any, Self
 import torch
 from torch.utils.data import DataLoader
 
+from accel_core.errors import DataError
 from accel_core.window import LoaderCursor
 
 from .batches import BatchSamplerShard, Tail
 from .plan import LoaderPlan
+from .samplers import SeedableRandomSampler
 from .stream import IterableDatasetShard
 
 
@@ -59,12 +61,12 @@ class PreparedLoader(DataLoader[Any]):
 
     @property
     def iteration(self) -> int:
-        """The epoch; it moves on by one at the end of each full iteration."""
+        """The epoch; it moves on by itself from one iteration to the next."""
         return self._plan.epoch.value
 
     @iteration.setter
     def iteration(self, value: int) -> None:
-        self._plan.epoch.value = value
+        self._plan.epoch.go(value)
 
     @property
     def skip_batches(self) -> int:
@@ -86,7 +88,7 @@ class PreparedLoader(DataLoader[Any]):
         plan = self._plan
         if self._started and epoch != plan.epoch.value:
             plan.skip = 0
-        plan.epoch.value = epoch
+        plan.epoch.go(epoch)
         self._tell_all(epoch)
 
     def get_sampler(self) -> Any:
@@ -165,12 +167,14 @@ class PreparedLoader(DataLoader[Any]):
             # Living workers hold an older copy of the dataset; new ones get the present one.
             self._iterator = None
 
-    def _finish(self) -> None:
-        """Note a full iteration: the next one is the next epoch, from its first batch."""
-        plan = self._plan
-        plan.skip = 0
-        plan.epoch.value += 1
-        self._tell_all(plan.epoch.value)
+    def _finish(self, epoch: int) -> None:
+        """Note that the iteration of ``epoch`` is over: the next one is the next epoch, in full."""
+        counter = self._plan.epoch
+        # Another iteration may have begun beside this one, and moved on already.
+        if counter.value == epoch:
+            self._plan.skip = 0
+            counter.go(epoch + 1)
+            self._tell_all(counter.value)
 
     def _open(self) -> tuple[Iterator[Any], Tail, int]:
         """Start torch's own iteration; return it, what it knows of its end, and the batches to drop."""
@@ -182,10 +186,37 @@ class PreparedLoader(DataLoader[Any]):
             return iterator, batches.tail, 0
         return iter(super().__iter__()), Tail(), plan.skip
 
-    def _begin(self) -> None:
-        """Bring the ranks to the start of the epoch."""
-        self._plan.begin()
+    def _begin(self) -> int:
+        """Bring the ranks to the start of the epoch, and return it.
+
+        After an iteration that was left early it is the next epoch, as in torch: a loop that always takes
+        the first hundred batches must not always see the same ones.
+        """
+        plan, counter = self._plan, self._plan.epoch
+        if counter.running:
+            plan.skip = 0
+            counter.go(counter.value + 1)
+            self._tell_all(counter.value)
+        self._compare_epochs()
+        plan.begin()
+        counter.running = True
         self.__dict__["_started"] = True
+        return counter.value
+
+    def _compare_epochs(self) -> None:
+        """Make sure that ranks which shuffle by themselves are about to shuffle alike."""
+        group = self._plan.collectives
+        seeded = self._plan.seeding is not None or isinstance(self.get_sampler(), SeedableRandomSampler)
+        if group.world_size == 1 or not seeded:
+            return
+        epochs = group.vote(self._plan.epoch.value)()
+        if len(set(epochs)) > 1:
+            raise DataError(
+                f"the ranks start different epochs, {', '.join(map(str, epochs))} in rank order: some samples"
+                " would be read twice and others never",
+                where=f"rank {group.rank}, start of an iteration",
+                fix="call set_epoch with the same number on every rank; iterate the loader on all ranks or none",
+            )
 
     def _known_length(self) -> int | None:
         """Return the batches ahead where they follow from the samplers, not from a dataset's claim."""

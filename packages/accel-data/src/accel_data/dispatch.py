@@ -143,7 +143,7 @@ class DataLoaderDispatcher(PreparedLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
-        self._begin()
+        epoch = self._begin()
         heads = self._read() if plan.collectives.rank == 0 else self._listen()
         place = None if plan.device is None else mover(plan.device, non_blocking=plan.non_blocking)
         window.push(cursor)
@@ -154,7 +154,7 @@ class DataLoaderDispatcher(PreparedLoader):
                 cursor.valid, cursor.world_batch = head.valid, head.world_batch
                 if batch is not _NOTHING:
                     yield batch if place is None else place(batch)
-            self._finish()
+            self._finish(epoch)
         finally:
             window.remove(cursor)
 

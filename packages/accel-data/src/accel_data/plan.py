@@ -23,6 +23,13 @@ class EpochCounter:
     """The epoch of a loader; a loader and those that skip its first batches share one."""
 
     value: int = 0
+    running: bool = False
+    """An iteration of this epoch has begun and has not ended: it goes on, or was left early."""
+
+    def go(self, epoch: int) -> None:
+        """Go to ``epoch``, before its first batch."""
+        self.value = epoch
+        self.running = False
 
 
 @dataclass(slots=True)

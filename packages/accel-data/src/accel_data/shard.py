@@ -32,15 +32,14 @@ class DataLoaderShard(PreparedLoader):
     ``**kwargs``: the arguments of ``torch.utils.data.DataLoader``.
 
     One batch is read ahead, so that the last one is known while the loop body holds it. The epoch moves on
-    by itself at the end of each full iteration; a loop that is left early repeats its epoch, unless
-    ``set_epoch`` says otherwise.
+    by itself, also after a loop that is left early; ``set_epoch`` goes to any.
 
     Ours, keyword-only: ``collectives`` (the ranks), ``window`` (told of the running loader) and
     ``synchronize`` (how to bring the generators together).
 
     Raises:
         UnevenDataError: while iterating, the streams of the ranks end at different steps.
-        DataError: while iterating, the ranks walk a sampler in different orders.
+        DataError: while iterating, the ranks walk a sampler in different orders, or shuffle different epochs.
     """
 
     def __init__(
@@ -76,10 +75,10 @@ class DataLoaderShard(PreparedLoader):
         self._adopt(plan)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._begin()
+        epoch = self._begin()
         iterator, tail, drop = self._open()
         run = self._watched if self._plan.watch_ends else self._counted
-        return run(iterator, tail, drop)
+        return run(iterator, tail, drop, epoch)
 
     def _full_length(self) -> int:
         if isinstance(self.dataset, IterableDatasetShard):
@@ -88,7 +87,7 @@ class DataLoaderShard(PreparedLoader):
 
     # -- one batch ahead -------------------------------------------------------------------------
 
-    def _counted(self, iterator: Iterator[Any], tail: Tail, drop: int) -> Iterator[Any]:
+    def _counted(self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
         left = self._known_length()
         cursor.world_batch = self._full_world_batch()
@@ -111,7 +110,7 @@ class DataLoaderShard(PreparedLoader):
                 cursor.valid = tail.valid
                 cursor.world_batch = self._last_world_batch(tail)
                 yield current if place is None else place(current)
-            self._finish()
+            self._finish(epoch)
         finally:
             window.remove(cursor)
 
@@ -147,7 +146,7 @@ class DataLoaderShard(PreparedLoader):
 
     # -- streams: ranks tell each other, two batches ahead, whether they have another one --------
 
-    def _watched(self, iterator: Iterator[Any], tail: Tail, drop: int) -> Iterator[Any]:
+    def _watched(self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
         stream: Any = self.dataset
         cursor.world_batch = stream.round_size if self.batch_size is not None else None
@@ -173,7 +172,7 @@ class DataLoaderShard(PreparedLoader):
                 current = upcoming
             if any(ballots):
                 self._report(ballots, number, current)
-            self._finish()
+            self._finish(epoch)
         finally:
             window.remove(cursor)
 

@@ -113,10 +113,11 @@ class StatefulDataLoaderShard(DataLoaderShard):
         loader: Any = super()
         loader.load_state_dict({} if state["ended"] else state["loader"] or {})
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _begin(self) -> int:
+        epoch = super()._begin()
         if self._plan.generator is not None:
             self._generator_state = self._plan.generator.get_state()
+        return epoch
 
     def _open(self) -> tuple[Iterator[Any], Tail, int]:
         self._states = deque()
