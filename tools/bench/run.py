@@ -12,12 +12,13 @@ import argparse
 import datetime
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from commands import in_turn
+from commands import RUNS, in_turn
 
 HERE = Path(__file__).parent
 IN_SECONDS = ("--help", "launch of a no-op script", "import and touch Accelerator")
@@ -48,7 +49,7 @@ def measured(python: str, library: str) -> dict[str, dict[str, float]]:
 
 
 def started(python: str, library: str, console: str) -> dict[str, dict[str, float]]:
-    """Return the CPU seconds of the command line and the import, over an empty interpreter and over torch."""
+    """Return the CPU seconds of the command line, over an empty interpreter, and of the import."""
     script = str(Path(python).parent / console)
     with tempfile.TemporaryDirectory() as folder:
         noop = Path(folder) / "noop.py"
@@ -58,17 +59,28 @@ def started(python: str, library: str, console: str) -> dict[str, dict[str, floa
                 "empty": [python, "-c", "pass"],
                 "--help": [script, "--help"],
                 "launch": [script, "launch", "--cpu", "--num_processes", "1", str(noop)],
-                "torch": [python, "-c", "import torch"],
-                "import": [python, "-c", f"import torch, {library}; {library}.Accelerator"],
             }
         )
-    pairs = {"--help": "empty", "launch of a no-op script": "empty", "import and touch Accelerator": "torch"}
-    names = {"launch of a no-op script": "launch", "import and touch Accelerator": "import"}
     rows = {}
-    for row, base in pairs.items():
-        value = seconds[names.get(row, row)]
-        rows[row] = {"plain": seconds[base], "prepared": value, "added": value - seconds[base]}
+    for row, command in (("--help", "--help"), ("launch of a no-op script", "launch")):
+        value, base = seconds[command], seconds["empty"]
+        rows[row] = {"plain": base, "prepared": value, "added": value - base}
+    rows["import and touch Accelerator"] = imported(python, library)
     return rows
+
+
+def imported(python: str, library: str) -> dict[str, float]:
+    """Return the CPU seconds of importing torch, and of the library after it in the same process."""
+    code = (
+        "import time; start = time.process_time(); import torch; middle = time.process_time()\n"
+        f"import {library}; {library}.Accelerator; print(middle - start, time.process_time() - middle)"
+    )
+    runs = [
+        subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(RUNS)
+    ]
+    plain, added = (statistics.median(map(float, column)) for column in zip(*runs, strict=True))
+    return {"plain": plain, "prepared": plain + added, "added": added}
 
 
 def cell(figures: dict[str, float] | None, unit: str) -> str:

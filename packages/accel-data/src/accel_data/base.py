@@ -215,7 +215,7 @@ class PreparedLoader(DataLoader[Any]):
                 f"the ranks start different epochs, {', '.join(map(str, epochs))} in rank order: some samples"
                 " would be read twice and others never",
                 where=f"rank {group.rank}, start of an iteration",
-                fix="call set_epoch with the same number on every rank; iterate the loader on all ranks or none",
+                fix="call set_epoch with the same number on every rank, and iterate on all ranks or on none",
             )
 
     def _known_length(self) -> int | None:
