@@ -77,48 +77,66 @@ def prepare_data_loader(
     if torch_device_mesh is not None and num_processes is None:
         num_processes, process_index = mesh_place(torch_device_mesh)
     world = group.world_size if num_processes is None else num_processes
-    rank = group.rank if process_index is None else process_index
+    cut = _Cut(world, group.rank if process_index is None else process_index, split_batches, even_batches)
     check_loader(dataloader, world)
-    types = check_rng_types(["generator"] if rng_types is None else rng_types)
     plan = LoaderPlan(
         device=torch.device(device) if put_on_device and device is not None else None,
         non_blocking=non_blocking,
-        rng_types=types,
+        rng_types=check_rng_types(["generator"] if rng_types is None else rng_types),
         collectives=group,
         window=window or GradientWindow(),
         synchronize=synchronize,
     )
-    cut = _Cut(world, rank, split_batches, even_batches)
     replaced = _fix_order(dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed)
     stateful = use_stateful_dataloader or keeps_state(dataloader)
     if dispatch_batches:
-        from .dispatch import DataLoaderDispatcher
+        return _dispatched(dataloader, plan, cut, replaced, slice_fn_for_dispatch, stateful=stateful)
+    return _sharded(dataloader, plan, cut, replaced, stateful=stateful)
 
-        if stateful:
-            raise PrepareError(
-                "the position of a dispatched loader cannot be saved yet: rank 0 alone reads, and ahead",
-                where="prepare_data_loader(dispatch_batches=True)",
-                fix="use dispatch_batches=False, or a plain DataLoader and skip_first_batches to resume",
-            )
-        check_in_order(dataloader, pads=even_batches and world > 1)
-        return DataLoaderDispatcher.dispatch(
-            dataloader,
-            plan,
-            replaced,
-            split_batches=split_batches,
-            even_batches=even_batches,
-            slice_fn=slice_fn_for_dispatch,
+
+def _dispatched(
+    loader: DataLoader[Any],
+    plan: LoaderPlan,
+    cut: _Cut,
+    replaced: dict[str, Any],
+    slice_fn: Callable[..., Any] | None,
+    *,
+    stateful: bool,
+) -> PreparedLoader:
+    """Return the loader that rank 0 reads for all."""
+    from .dispatch import DataLoaderDispatcher
+
+    if stateful:
+        raise PrepareError(
+            "the position of a dispatched loader cannot be saved yet: rank 0 alone reads, and ahead",
+            where="prepare_data_loader(dispatch_batches=True)",
+            fix="use dispatch_batches=False, or a plain DataLoader and skip_first_batches to resume",
         )
-    if isinstance(dataloader.dataset, IterableDataset):
-        replaced |= _shard_stream(dataloader, plan, cut)
+    check_in_order(loader, pads=cut.even_batches and cut.num_processes > 1)
+    return DataLoaderDispatcher.dispatch(
+        loader,
+        plan,
+        replaced,
+        split_batches=cut.split_batches,
+        even_batches=cut.even_batches,
+        slice_fn=slice_fn,
+    )
+
+
+def _sharded(
+    loader: DataLoader[Any], plan: LoaderPlan, cut: _Cut, replaced: dict[str, Any], *, stateful: bool
+) -> PreparedLoader:
+    """Return the loader that reads this rank's part."""
+    if isinstance(loader.dataset, IterableDataset):
+        replaced |= _shard_stream(loader, plan, cut)
     else:
-        replaced |= _shard_batches(dataloader, cut, replaced)
-        _compare_lengths(group, dataloader.dataset)
+        replaced |= _shard_batches(loader, cut, replaced)
+        _compare_lengths(plan.collectives, loader.dataset)
     if stateful:
         from .stateful import StatefulDataLoaderShard, stateful_base
 
-        return StatefulDataLoaderShard.rebuild(stateful_base(dataloader), plan, **replaced)
-    return DataLoaderShard.rebuild(dataloader, plan, **replaced)
+        return StatefulDataLoaderShard.rebuild(stateful_base(loader), plan, **replaced)
+    return DataLoaderShard.rebuild(loader, plan, **replaced)
 
 
 def keeps_state(loader: object) -> bool:
