@@ -77,13 +77,20 @@ class DataParallel(StrategyBase):
         stay out of the container.
         """
         self.check(unit)
+        self._forget(unit.model)
         place(unit, self.context.device)
         model = self.context.precision.convert(unit.model)
-        if unit.evaluation or not any(parameter.requires_grad for parameter in model.parameters()):
+        if unit.evaluation:
             return replace(unit, model=model)
-        shared = self._share(model)
-        self._watches[shared] = ReductionWatch(unit.name, shared)
-        return replace(unit, model=shared)
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            model = self._share(model)
+        self._watches[model] = ReductionWatch(unit.name, model)
+        return replace(unit, model=model)
+
+    def _forget(self, model: nn.Module) -> None:
+        """Stop watching what ``model`` was wrapped in before: containers live until they are collected."""
+        for known in [known for known in self._watches if self.unwrap(known) is model]:
+            self._watches.pop(known).close()
 
     def _share(self, model: nn.Module) -> DistributedDataParallel:
         device = next(model.parameters()).device
@@ -105,12 +112,12 @@ class DataParallel(StrategyBase):
     def backward(self, loss: torch.Tensor, *, sync: bool = True, **kwargs: Any) -> None:
         """Compute gradients; the container averages them unless forward ran under ``no_sync``.
 
-        With ``sync``, raises CollectiveError when gradients came about without the container's forward.
+        Raises CollectiveError when gradients that should have been averaged were not: they came about
+        without the container's forward, or belong to parameters that were frozen at `wrap`.
         """
         loss.backward(**kwargs)  # type: ignore[no-untyped-call]
-        if sync:
-            for container, watch in self._watches.items():
-                watch.check(container)  # type: ignore[arg-type]
+        for watch in self._watches.values():
+            watch.check()
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return the container's context in which gradients stay local; an empty one for other models."""
