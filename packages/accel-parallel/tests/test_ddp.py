@@ -1,6 +1,6 @@
 """Data parallelism against plain PyTorch on the whole batch, on real gloo processes."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -497,3 +497,57 @@ class _InGroup:
     def __call__(self):
         dist.init_process_group("gloo")
         return self.function()
+
+
+def two_models_in_one_window(each_batch):
+    """A generator whose output is used by two losses, the usual adversarial loop, over two micro-batches."""
+    here = strategy()
+    torch.manual_seed(0)
+    made, judge = nn.Linear(2, 2), nn.Linear(2, 1)
+    shared, critic = (
+        here.wrap(Unit(name=name, model=model)).model for name, model in (("made", made), ("judge", judge))
+    )
+    for closes in (False, True):
+        with ExitStack() as stack:
+            if not (closes or each_batch):
+                stack.enter_context(here.no_sync(shared))
+                stack.enter_context(here.no_sync(critic))
+            fake = shared(torch.ones(1, 2) * (here.batches.rank + 1))
+            here.backward(critic(fake.detach()).sum(), sync=closes)
+            judge.zero_grad()
+            here.backward(critic(fake).sum(), sync=closes)
+    return here.batches.all_gather_object(
+        [p.grad.tolist() for p in (*made.parameters(), *judge.parameters())]
+    )
+
+
+@pytest.mark.parametrize("each_batch", [False, True])
+def test_a_backward_of_one_model_does_not_disarm_the_watch_of_another(each_batch, pool):
+    for gradients in pool.run_in_group(2, two_models_in_one_window, each_batch):
+        assert gradients[0] == gradients[1]
+
+
+def thawed_after_wrapping(part):
+    here = strategy()
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    (model if part is None else model[part]).requires_grad_(False)
+    shared = here.wrap(Unit(name="net", model=model)).model
+    model.requires_grad_(True)
+    x = torch.ones(1, 2) * (here.batches.rank + 1)
+    try:
+        here.backward(shared(x).sum())
+    except CollectiveError as error:
+        told = str(error)
+    model.zero_grad()
+    again = here.wrap(Unit(name="net", model=model)).model
+    here.backward(again(x).sum())
+    gradients = here.batches.all_gather_object([p.grad.tolist() for p in model.parameters()])
+    return told, gradients[0] == gradients[1], shared is not None
+
+
+@pytest.mark.parametrize("part", [None, 0])
+def test_thawed_parameters_are_told_until_the_model_is_wrapped_again(part, pool):
+    for told, equal, _ in pool.run_in_group(2, thawed_after_wrapping, part):
+        assert "was frozen when the model was prepared" in told
+        assert "0.weight" in told
+        assert equal

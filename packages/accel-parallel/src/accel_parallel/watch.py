@@ -79,11 +79,11 @@ class ReductionWatch:
         model = self._model()
         names = [] if model is None else [n for n, own in model.named_parameters() if own is thawed]
         raise CollectiveError(
-            f"The gradients of the model of unit {self.name!r} were not averaged: a parameter that was frozen "
-            "when the model was prepared is trained now, and each rank has its own gradient for it",
+            f"The gradients of the model of unit {self.name!r} were not averaged: a parameter that was "
+            "frozen when the model was prepared is trained now, and each rank has its own gradient for it",
             where=", ".join(names) or f"a parameter of shape {tuple(thawed.shape)}",
-            fix="set requires_grad before prepare(); to thaw it later call free_memory() and prepare the model "
-            "of unwrap_model() again with a new optimizer",
+            fix="set requires_grad before prepare(); to thaw it later call free_memory(), and prepare the "
+            "model of unwrap_model() again with a new optimizer",
         )
 
 
