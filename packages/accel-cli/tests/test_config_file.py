@@ -3,7 +3,6 @@
 import pytest
 
 from accel_cli import config_file
-from accel_core.config import config_path
 from accel_core.errors import ConfigError
 
 # The documented example, with the number of processes that a machine without GPUs can have.
@@ -21,21 +20,6 @@ num_machines: 1
 num_processes: 1
 use_cpu: true
 """
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {},
-        {"HF_HOME": "/h"},
-        {"XDG_CACHE_HOME": "/c"},
-        {"HF_HOME": "/h", "XDG_CACHE_HOME": "/c"},
-        {"HF_HOME": " "},
-    ],
-    ids=["none", "home", "cache", "both", "blank"],
-)
-def test_the_default_place_is_the_core_s(environ):
-    assert config_file.default_path(environ) == str(config_path(environ))
 
 
 def test_a_named_file_is_used_and_the_command_line_outranks_it(folder):

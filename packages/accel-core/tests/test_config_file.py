@@ -269,6 +269,8 @@ def test_where_the_default_file_is():
     assert config_path({"HF_HOME": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a/accelerate/default_config.yaml")
     assert config_path({"XDG_CACHE_HOME": "/b"}) == Path("/b/huggingface/accelerate/default_config.yaml")
     assert config_path({}) == home / ".cache/huggingface/accelerate/default_config.yaml"
+    assert config_path({"HF_HOME": " ", "XDG_CACHE_HOME": ""}) == config_path({})
+    assert config_path({"HF_HOME": "~/a"}) == home / "a/accelerate/default_config.yaml"
 
 
 def test_the_default_file_is_read_when_there_is_one(tmp_path):

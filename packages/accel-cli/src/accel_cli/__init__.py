@@ -9,4 +9,6 @@ from .__about__ import __version__ as __version__
 if TYPE_CHECKING:
     from .main import main as main
 
-__getattr__, __dir__ = lazy_door(__name__, {"main": ".main"})
+_NAMES = {"main": ".main"}
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_door(__name__, _NAMES)

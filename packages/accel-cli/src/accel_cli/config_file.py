@@ -5,7 +5,6 @@ Nothing of the reader is imported before there is a file to read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,17 +55,6 @@ class FromFile(NamedTuple):
 NOTHING = FromFile({}, None)
 
 
-def default_path(environ: Mapping[str, str] | None = None) -> str:
-    """Return where the default file is, as `accel_core.config.config_path`.
-
-    Said a second time because it is asked at every start, where there mostly is no such file.
-    """
-    env = os.environ if environ is None else environ
-    home, cache = env.get("HF_HOME", "").strip(), env.get("XDG_CACHE_HOME", "").strip()
-    folder = (home, "accelerate") if home else (cache or "~/.cache", "huggingface", "accelerate")
-    return os.path.join(os.path.expanduser(os.path.join(*folder)), "default_config.yaml")
-
-
 def settings(path: str) -> FromFile:
     """Return what the file at ``path`` says.
 
@@ -106,4 +94,4 @@ def _plain_dynamo(key: str, section: Mapping[str, Any]) -> bool:
     return key == "dynamo_config" and section.get("dynamo_backend", "NO") == "NO"
 
 
-__all__ = ["NOTHING", "FromFile", "default_path", "settings"]
+__all__ = ["NOTHING", "FromFile", "settings"]

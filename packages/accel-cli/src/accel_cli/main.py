@@ -86,13 +86,13 @@ def complain(prog: str, problem: object) -> int:
 
 
 def _unknown_option(parser: ArgumentParser, option: str) -> str:
-    from difflib import get_close_matches
+    from accel_core.spelling import nearest
 
     written = option.partition("=")[0]
     # The parser's own table of spellings; argparse offers no public way to list them.
-    near = get_close_matches(written, list(parser._option_string_actions), n=1)
-    guess = f" Did you mean {near[0]}?" if near else ""
-    return f"unknown option {written}.{guess}\n  fix:   '{parser.prog} --help' lists the options"
+    near = nearest(written, parser._option_string_actions)
+    hint = "" if near is None else f" Did you mean {near}?"
+    return f"unknown option {written}.{hint}\n  fix:   '{parser.prog} --help' lists the options"
 
 
 __all__ = ["USAGE_ERROR", "complain", "main", "overview", "run"]

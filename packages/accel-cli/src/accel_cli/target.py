@@ -39,16 +39,16 @@ def _check_script(path: str) -> None:
 
 
 def _near(path: str) -> str:
-    from difflib import get_close_matches
+    from accel_core.spelling import nearest
 
     folder, name = os.path.split(path)
     try:
         siblings = os.listdir(folder or ".")
     except OSError:
         return "check the path; options of accel launch come before the script"
-    near = get_close_matches(name, siblings, n=1)
-    if near:
-        return f"did you mean {os.path.join(folder, near[0])!r}?"
+    near = nearest(name, siblings)
+    if near is not None:
+        return f"did you mean {os.path.join(folder, near)!r}?"
     return "check the path; options of accel launch come before the script"
 
 

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
+
+from .spelling import nearest
 
 
 class AccelError(Exception):
@@ -94,8 +95,7 @@ class UnknownNameError(AccelError, ValueError):
         self.kind = kind
         self.name = name
         self.known = tuple(sorted(known))
-        near = get_close_matches(name, self.known, n=1)
-        self.nearest = near[0] if near else None
+        self.nearest = nearest(name, self.known)
         guess = f" Did you mean {self.nearest!r}?" if self.nearest else ""
         super().__init__(
             f"Unknown {kind} {name!r}.{guess} Known: {', '.join(self.known) or 'none'}.",

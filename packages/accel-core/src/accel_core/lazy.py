@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
+
+
+class _MissingNameError(AttributeError):
+    """A name that a door does not have.
+
+    The nearest is looked for when the text is read: most of these errors are never shown, because
+    ``from package import module`` and ``hasattr`` ask the door first.
+    """
+
+    def __str__(self) -> str:
+        from .spelling import nearest
+
+        package, name, known = self.args
+        near = nearest(name, known)
+        hint = "" if near is None else f". Did you mean {near!r}?"
+        return f"module {package!r} has no attribute {name!r}{hint}"
 
 
 def lazy_door(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -22,10 +37,7 @@ def lazy_door(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], A
         try:
             target = names[name]
         except KeyError:
-            near = get_close_matches(name, names, n=1)
-            hint = f". Did you mean {near[0]!r}?" if near else ""
-            message = f"module {package!r} has no attribute {name!r}{hint}"
-            raise AttributeError(message, name=name, obj=sys.modules[package]) from None
+            raise _MissingNameError(package, name, names) from None
         module = import_module(target, package)
         is_module = target.rpartition(".")[2] == name and not hasattr(module, name)
         value = module if is_module else getattr(module, name)

@@ -7,7 +7,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 
-from .. import config_file
+from accel_core.config.location import default_path
+
 from ..hardware import cpus
 
 _PACKAGES = (
@@ -123,7 +124,7 @@ def _variables() -> Iterator[str]:
 
 
 def _configuration(path: str | None) -> Iterator[str]:
-    place = path or config_file.default_path()
+    place = path or default_path()
     if path is None and not os.path.isfile(place):
         yield f"  - no file at {place}"
         return

@@ -10,6 +10,8 @@ import os
 import sys
 from argparse import PARSER, ArgumentParser, Namespace
 
+from accel_core.config.location import default_path
+
 from .. import config_file
 from ..launch_options import GROUPS
 from ..options import add_groups
@@ -61,7 +63,7 @@ def _from_file(given: dict[str, object]) -> config_file.FromFile:
     named = given.pop("config_file", None)
     if named is not None:
         return config_file.settings(str(named))
-    default = config_file.default_path()
+    default = default_path()
     if not os.path.isfile(default):
         return config_file.NOTHING
     found = config_file.settings(default)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
 from accel_core.errors import Fault
+from accel_core.spelling import guess
 
 
 def flags(owner: object, *names: str, optional: bool = False) -> Iterator[Fault]:
@@ -49,11 +49,8 @@ def one_of(owner: object, name: str, choices: Iterable[Any], *, optional: bool =
         return
     known = [str(choice) for choice in choices]
     if not isinstance(value, str) or str(value) not in known:
-        near = get_close_matches(str(value), known, n=1)
-        guess = f"did you mean {near[0]!r}?" if near else ""
-        yield Fault(
-            name, value, f"must be one of {', '.join(known)}" + (" or None" if optional else ""), guess
-        )
+        reason = f"must be one of {', '.join(known)}" + (" or None" if optional else "")
+        yield Fault(name, value, reason, guess(str(value), known))
 
 
 def instance(
@@ -76,9 +73,8 @@ def keys(owner: object, name: str, known: Iterable[str], *, optional: bool = Tru
     listed = list(known)
     for key in value:
         if key not in listed:
-            near = get_close_matches(str(key), listed, n=1)
-            guess = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(listed)}"
-            yield Fault(f"{name}[{key!r}]", value[key], "is an unknown key", guess)
+            fix = guess(str(key), listed) or f"known: {', '.join(listed)}"
+            yield Fault(f"{name}[{key!r}]", value[key], "is an unknown key", fix)
 
 
 __all__ = ["flags", "instance", "keys", "number", "one_of", "whole"]

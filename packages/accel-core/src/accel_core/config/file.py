@@ -7,33 +7,22 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import Any
 
-from accel_core.environment.machine import HF_HOME, XDG_CACHE_HOME
 from accel_core.errors import ConfigError, Fault
+from accel_core.spelling import guess
 
 from .layers import CONFIG_FILE, Layer
+from .location import FILE_NAME, default_path
 from .schema import SECTIONS, TOP, USES, Key, decode
-
-FILE_NAME = "default_config.yaml"
 
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path:
-    """Return where the default configuration file is, whether or not there is one.
-
-    In ``accelerate`` under HF_HOME, else in ``huggingface/accelerate`` under XDG_CACHE_HOME, else
-    under ``~/.cache``.
-    """
-    environ = os.environ if environ is None else environ
-    home = environ.get(HF_HOME, "").strip()
-    if home:
-        return Path(home).expanduser() / "accelerate" / FILE_NAME
-    cache = environ.get(XDG_CACHE_HOME, "").strip() or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "accelerate" / FILE_NAME
+    """Return where the default configuration file is, as `accel_core.config.location.default_path` says."""
+    return Path(default_path(environ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +195,8 @@ def _decoded(
 ) -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
         if key not in known:
-            near = get_close_matches(str(key), [*known, *others], n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted([*known, *others]))}"
+            names = [*known, *others]
+            fix = guess(str(key), names) or f"known: {', '.join(sorted(names))}"
             found.append(_fault(f"{prefix}{key}", value, "is an unknown key", lines, fix))
         elif value is not None and value not in ("", []):
             try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
 from accel_core.errors import ConfigError, Fault, UnknownNameError
+from accel_core.spelling import guess
 
 CODE = "code"
 """What the program passes."""
@@ -123,7 +123,12 @@ class Layers:
         *said, defaults = self.layers
         known = defaults.values
         found = [
-            Fault(key, value, f"is no setting, said by {layer.origin(key)}", _guess(key, known))
+            Fault(
+                key,
+                value,
+                f"is no setting, said by {layer.origin(key)}",
+                guess(key, known) or f"known: {', '.join(sorted(known))}",
+            )
             for layer in said
             for key, value in layer.values.items()
             if key not in known
@@ -142,11 +147,6 @@ class Layers:
             for name, default in known.items()
         }
         return Resolved(MappingProxyType(table))
-
-
-def _guess(key: str, known: Mapping[str, Any]) -> str:
-    near = get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
 
 
 __all__ = [

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
+
+from accel_core.spelling import nearest
 
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
@@ -115,9 +116,9 @@ def choice(*values: str, numbered: bool = False) -> Codec:
         spelled |= {str(index): value for index, value in enumerate(values, start=1)}
 
     def fail(word: str) -> str:
-        near = get_close_matches(word.strip().lower(), spelled, n=1)
-        guess = f"; did you mean {spelled[near[0]]!r}?" if near else ""
-        return f"must be one of {', '.join(values)}{guess}"
+        near = nearest(word.strip().lower(), spelled)
+        hint = "" if near is None else f"; did you mean {spelled[near]!r}?"
+        return f"must be one of {', '.join(values)}{hint}"
 
     def parse(text: str) -> str:
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+
+from accel_core.spelling import nearest
 
 from .deepspeed import DeepSpeedConfig
 from .fp8 import Fp8Config
@@ -64,6 +65,5 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[Unknown
     for name, value in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(PREFIXES) and name not in known:
             # A strict measure: somebody else's variable must not be taken for a misspelt one of ours.
-            near = get_close_matches(name, names, n=1, cutoff=0.85)
-            found.append(UnknownVariable(name, value, near[0] if near else None))
+            found.append(UnknownVariable(name, value, nearest(name, names, cutoff=0.85)))
     return tuple(found)

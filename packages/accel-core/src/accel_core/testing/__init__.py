@@ -19,29 +19,16 @@ if TYPE_CHECKING:
     from .stores import MemorySource as MemorySource
     from .stores import MemoryStore as MemoryStore
 
-__all__ = [
-    "MemorySink",
-    "MemorySource",
-    "MemoryStore",
-    "RankStoppedError",
-    "RemoteError",
-    "WorkerDiedError",
-    "WorkerError",
-    "WorkerPool",
-    "free_port",
-]
-
-__getattr__, __dir__ = lazy_door(
-    __name__,
-    {
-        "MemorySink": ".stores",
-        "MemorySource": ".stores",
-        "MemoryStore": ".stores",
-        "RankStoppedError": ".errors",
-        "RemoteError": ".errors",
-        "WorkerDiedError": ".errors",
-        "WorkerError": ".errors",
-        "WorkerPool": ".pool",
-        "free_port": ".ports",
-    },
-)
+_NAMES = {
+    "MemorySink": ".stores",
+    "MemorySource": ".stores",
+    "MemoryStore": ".stores",
+    "RankStoppedError": ".errors",
+    "RemoteError": ".errors",
+    "WorkerDiedError": ".errors",
+    "WorkerError": ".errors",
+    "WorkerPool": ".pool",
+    "free_port": ".ports",
+}
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_door(__name__, _NAMES)

@@ -29,29 +29,16 @@ if TYPE_CHECKING:
     from .strategy import StrategyConformance as StrategyConformance
     from .tracker import TrackerConformance as TrackerConformance
 
-__all__ = [
-    "CheckpointIOConformance",
-    "CollectivesConformance",
-    "CommandConformance",
-    "Conformance",
-    "DeviceConformance",
-    "LauncherConformance",
-    "PrecisionConformance",
-    "StrategyConformance",
-    "TrackerConformance",
-]
-
-__getattr__, __dir__ = lazy_door(
-    __name__,
-    {
-        "CheckpointIOConformance": ".checkpoint",
-        "CollectivesConformance": ".collectives",
-        "CommandConformance": ".command",
-        "Conformance": ".base",
-        "DeviceConformance": ".device",
-        "LauncherConformance": ".launcher",
-        "PrecisionConformance": ".precision",
-        "StrategyConformance": ".strategy",
-        "TrackerConformance": ".tracker",
-    },
-)
+_NAMES = {
+    "CheckpointIOConformance": ".checkpoint",
+    "CollectivesConformance": ".collectives",
+    "CommandConformance": ".command",
+    "Conformance": ".base",
+    "DeviceConformance": ".device",
+    "LauncherConformance": ".launcher",
+    "PrecisionConformance": ".precision",
+    "StrategyConformance": ".strategy",
+    "TrackerConformance": ".tracker",
+}
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_door(__name__, _NAMES)
