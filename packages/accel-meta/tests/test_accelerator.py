@@ -19,6 +19,7 @@ from accel.utils import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
 )
+from accel_core.errors import ConfigError
 
 DOCUMENTED = {
     "accumulate": "(*models)",
@@ -342,6 +343,11 @@ def test_operations_between_ranks(pool: Any) -> None:
     assert (first["filled"], second["filled"]) == (["a", "b", "c"], ["d", "e", "e"])
 
 
+def test_both_spellings_of_the_local_rank_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="is a second name of local_process_index"):
+        Accelerator(cpu=True).on_local_process(local_process_index=0, local_process_idx=1)
+
+
 def test_decorators_and_order(pool: Any, tmp_path: Any) -> None:
     def decorated(log: str) -> dict[str, Any]:
         accelerator = Accelerator(cpu=True)
@@ -476,12 +482,3 @@ def test_sync_each_batch_synchronises_inside_the_window(pool: Any) -> None:
 
     assert pool.run(2, gradients, True) == [[0.75, 1.5], [0.75, 1.5]]
     assert pool.run(2, gradients, False) == [[0.5, 1.5], [1.0, 1.5]]
-
-
-def test_documented_doors_resolve() -> None:
-    import accel
-    import accel.utils
-
-    for module in (accel, accel.utils):
-        for name in module.__all__:
-            assert getattr(module, name) is not None, name

@@ -7,6 +7,8 @@ window object belongs to one ``Accelerator``; nothing here is global.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .errors import ConfigError, Fault
 
 
@@ -48,6 +50,9 @@ class GradientWindow:
         "_cursors",
         "adjust_scheduler",
         "divisor",
+        "filled",
+        "inside",
+        "models",
         "num_steps",
         "position",
         "sync_each_batch",
@@ -72,6 +77,12 @@ class GradientWindow:
         self.position = 0
         """Micro-batches seen in the open window; 0 when none is open."""
         self.divisor = num_steps
+        self.models: Sequence[object] = ()
+        """What the micro-batches of the open window accumulate for; empty when nobody said."""
+        self.inside = False
+        """Whether a micro-batch is being computed."""
+        self.filled = False
+        """Whether the latest micro-batch has had a backward."""
         self._cursors: list[LoaderCursor] = []
 
     # -- moved on by accumulate() ------------------------------------------------------------
@@ -83,6 +94,7 @@ class GradientWindow:
         if self.position == 0 and cursor is not None and cursor.remaining is not None:
             self.divisor = max(1, min(self.num_steps, cursor.remaining))
         self.position += 1
+        self.filled = False
         self.sync_gradients = self.position >= self.num_steps or (cursor is not None and cursor.end)
         return self.sync_gradients
 
@@ -91,6 +103,12 @@ class GradientWindow:
         if self.sync_gradients:
             self.position = 0
             self.divisor = self.num_steps
+            self.models = ()
+
+    def restart(self) -> None:
+        """Forget an open window: the next micro-batch is the first of a new one."""
+        self.sync_gradients = True
+        self.leave()
 
     @property
     def correction(self) -> float:
@@ -119,6 +137,11 @@ class GradientWindow:
         """Forget ``cursor``, wherever it stands: loops may be left by break, in any order."""
         if cursor in self._cursors:
             self._cursors.remove(cursor)
+
+    @property
+    def cursors(self) -> tuple[LoaderCursor, ...]:
+        """Return the cursors of all running loaders, the outermost first."""
+        return tuple(self._cursors)
 
     @property
     def active(self) -> LoaderCursor | None:

@@ -19,7 +19,6 @@ from accel_core.config import (
     ProjectConfiguration,
 )
 from accel_core.logging import get_logger
-from accel_core.window import GradientWindow
 from accel_data import prepare_data_loader
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 from accel_state import AcceleratorState, GradientState, operations, random
@@ -135,14 +134,8 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         self.scaler: Scaler | None = self._precision.scaler(**self._handler("scaler"))
         self._strategy: Strategy = resolve.strategy(process, self._precision, settings.handlers)
         self._collectives = process.collectives
-        plugin = settings.accumulation
-        self._window = GradientWindow(
-            plugin.num_steps or 1,
-            adjust_scheduler=plugin.adjust_scheduler,
-            sync_with_dataloader=plugin.sync_with_dataloader,
-            sync_each_batch=plugin.sync_each_batch,
-        )
-        self.gradient_state = GradientState(window=self._window)
+        self.gradient_state = GradientState(settings.accumulation)
+        self._window = self.gradient_state.window
 
     # -- prepare -----------------------------------------------------------------------------
 
@@ -336,6 +329,8 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         """Return the context of one micro-batch; gradients are synchronised when it closes its window.
 
         Without ``models`` it holds for all prepared ones. One forward and backward per model belongs in it.
+        It counts once it is entered, also when it raises. Raises StateError inside another one, and for
+        other models than those that the open window began with: one window counts for all of them.
         """
         return Accumulate(self._window, self._strategy, models or self._registry.models)
 
@@ -349,18 +344,21 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         A window cut short by the end of the data is the mean over the micro-batches that it has.
         """
         window = self._window
+        window.filled = True
         if window.divisor != 1:
             loss = loss / window.divisor
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         self._strategy.backward(loss, sync=window.sync_gradients, **kwargs)
         if window.correction != 1.0:
-            for model in self._registry.models:
-                self._strategy.gradients.scale_(model.parameters(), window.correction)
+            self._strategy.gradients.scale_(self._registry.parameters(), window.correction)
             window.corrected()
 
     def unscale_gradients(self, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> None:
-        """Divide gradients by the loss scale, once per step, for all or the given prepared optimizers."""
+        """Divide gradients by the loss scale, once per step, for all or the given prepared optimizers.
+
+        Within an open window nothing is divided: scaled gradients are still to be added.
+        """
         if self.scaler is None:
             return
         chosen: Iterable[Any] = self._registry.optimizers if optimizer is None else optimizer  # type: ignore[assignment]
@@ -456,11 +454,14 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget everything prepared, give cached memory back, and return one None per object given.
 
+        A window that is open is given up.
+
         >>> model, optimizer = accelerator.free_memory(model, optimizer)
         """
         released = [None] * len(objects)
         del objects
         self._registry.clear()
+        self._window.restart()
         self._process.hardware.memory.empty_cache()
         return released
 

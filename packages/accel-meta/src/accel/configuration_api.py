@@ -114,7 +114,4 @@ class ConfigurationAPI:
         handler = self._settings.handlers.get("init")
         if not isinstance(handler, InitProcessGroupKwargs):
             return {}
-        options = handler.to_kwargs()
-        # The documented default of `backend` names one kind of hardware; only another value is a wish.
-        options.pop("backend", None)
-        return {**options, "backend": handler.wanted_backend}
+        return {**handler.to_kwargs(), "backend": handler.wanted_backend}

@@ -86,17 +86,8 @@ def _accumulation(
             steps = run.gradient_accumulation_steps
         return GradientAccumulationPlugin(num_steps=steps)
     if steps not in {1, plugin.num_steps}:
-        raise ConfigError(
-            "Accelerator",
-            [
-                Fault(
-                    "gradient_accumulation_steps",
-                    steps,
-                    f"contradicts GradientAccumulationPlugin(num_steps={plugin.num_steps})",
-                    "give the number in one of the two",
-                )
-            ],
-        )
+        said = f"GradientAccumulationPlugin(num_steps={plugin.num_steps})"
+        raise _contradiction("gradient_accumulation_steps", steps, said, "give the number in one of the two")
     return plugin
 
 
@@ -106,18 +97,13 @@ def _loader(config: DataLoaderConfiguration | None, split_batches: bool | None) 
     if config is None:
         return DataLoaderConfiguration(split_batches=split_batches)
     if config.split_batches != split_batches:
-        raise ConfigError(
-            "Accelerator",
-            [
-                Fault(
-                    "split_batches",
-                    split_batches,
-                    f"contradicts DataLoaderConfiguration(split_batches={config.split_batches})",
-                    "set it in DataLoaderConfiguration only",
-                )
-            ],
-        )
+        said = f"DataLoaderConfiguration(split_batches={config.split_batches})"
+        raise _contradiction("split_batches", split_batches, said, "set it in DataLoaderConfiguration only")
     return config
+
+
+def _contradiction(field: str, value: object, said: str, fix: str) -> ConfigError:
+    return ConfigError("Accelerator", [Fault(field, value, f"contradicts {said}", fix)])
 
 
 def _project(config: ProjectConfiguration | None, project_dir: str | None) -> ProjectConfiguration:

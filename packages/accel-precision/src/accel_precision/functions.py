@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,16 +12,12 @@ from accel_core.errors import UnknownNameError
 
 from .scaler import GradScaler
 
+if TYPE_CHECKING:
+    from accel_core.config import AutocastKwargs
+
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _SCALERS = {"FSDP": ("torch.distributed.fsdp.sharded_grad_scaler", "ShardedGradScaler")}
 """Scalers for ways of sharing a model in which an overflow is seen by one rank alone."""
-
-
-class AutocastSettings(Protocol):
-    """What ``AutocastKwargs`` of accel_core has."""
-
-    enabled: bool
-    cache_enabled: bool | None
 
 
 def _default_device() -> torch.device:
@@ -47,7 +43,7 @@ def get_grad_scaler(
 
 def get_mixed_precision_context_manager(
     native_amp: bool = False,
-    autocast_kwargs: AutocastSettings | None = None,
+    autocast_kwargs: AutocastKwargs | None = None,
     *,
     mixed_precision: str | None = None,
     device: torch.device | None = None,

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from accel_core.window import GradientWindow, LoaderCursor
+from accel_core.window import GradientWindow
 
 from . import process
 
-
-class AccumulationSettings(Protocol):
-    """What is read of a ``GradientAccumulationPlugin``."""
-
-    num_steps: int | None
-    adjust_scheduler: bool
-    sync_with_dataloader: bool
-    sync_each_batch: bool
-
+if TYPE_CHECKING:
+    from accel_core.config import GradientAccumulationPlugin
 
 _shared: GradientWindow | None = None
 
 
-def _window_of(plugin: AccumulationSettings) -> GradientWindow:
+def _window_of(plugin: GradientAccumulationPlugin) -> GradientWindow:
     return GradientWindow(
         1 if plugin.num_steps is None else plugin.num_steps,
         adjust_scheduler=plugin.adjust_scheduler,
@@ -40,7 +33,7 @@ class GradientState:
 
     def __init__(
         self,
-        gradient_accumulation_plugin: AccumulationSettings | None = None,
+        gradient_accumulation_plugin: GradientAccumulationPlugin | None = None,
         *,
         window: GradientWindow | None = None,
     ) -> None:
@@ -131,8 +124,7 @@ class GradientState:
     @property
     def dataloader_references(self) -> list[Any]:
         """Return all prepared loaders that are being iterated, the outermost first."""
-        cursors: list[LoaderCursor] = self.window._cursors
-        return [cursor.owner for cursor in cursors]
+        return [cursor.owner for cursor in self.window.cursors]
 
     @property
     def in_dataloader(self) -> bool:
@@ -159,4 +151,4 @@ class GradientState:
 
 process.at_reset(GradientState._reset_state)
 
-__all__ = ["AccumulationSettings", "GradientState"]
+__all__ = ["GradientState"]
