@@ -7,7 +7,6 @@ difference is what a reviewer reads.
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,17 @@ from pathlib import Path
 
 import griffe
 
-from workspace import ROOT, Package, packages
+from workspace import ROOT, Package, packages, re_exported
 
 
 def public_api(package: Package) -> list[str]:
     """Return one line for each name that a door of ``package`` gives, and for what it consists of."""
-    loader = griffe.GriffeLoader(search_paths=[package.path / "src"], allow_inspection=False)
+    known = packages(package.path.parents[1])
+    loader = griffe.GriffeLoader(search_paths=[other.path / "src" for other in known], allow_inspection=False)
+    # What a class inherits from a package below is part of what it offers.
+    for other in known:
+        if other.dist in package.requires:
+            loader.load(other.import_name)
     module = loader.load(package.import_name)
     lines: set[str] = set()
     for path in package.source.rglob("__init__.py"):
@@ -28,24 +32,21 @@ def public_api(package: Package) -> list[str]:
         for part in path.parent.relative_to(package.source).parts:
             door = door[part]
         for name in re_exported(path):
-            lines.update(_describe(f"{door.path}.{name}", door[name]))
+            member = door[name]
+            if isinstance(member, griffe.Alias) and not _is_of(package, member.target_path):
+                # It comes from another distribution, whose own snapshot describes it.
+                lines.add(f"{door.path}.{name} = {member.target_path}")
+            else:
+                lines.update(_describe(f"{door.path}.{name}", member))
     return sorted(lines)
 
 
-def re_exported(door: Path) -> list[str]:
-    """Return what the door offers: names imported ``as`` themselves, the form that type checkers look for."""
-    imports = (node for node in ast.walk(ast.parse(door.read_text())) if isinstance(node, ast.ImportFrom))
-    found = (alias.name for node in imports for alias in node.names if alias.name == alias.asname)
-    return [name for name in found if not name.startswith("_")]
+def _is_of(package: Package, path: str) -> bool:
+    return path.partition(".")[0] == package.import_name
 
 
 def _describe(path: str, member: griffe.Object | griffe.Alias) -> Iterator[str]:
-    try:
-        target = member.final_target if isinstance(member, griffe.Alias) else member
-    except griffe.AliasResolutionError:
-        # It comes from another distribution, whose own snapshot describes it.
-        yield f"{path} = {member.target_path if isinstance(member, griffe.Alias) else member.path}"
-        return
+    target = member.final_target if isinstance(member, griffe.Alias) else member
     if isinstance(target, griffe.Function):
         yield from (f"{path}{_signature(one)}" for one in (target.overloads or [target]))
     elif isinstance(target, griffe.Attribute):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from dataclasses import dataclass
@@ -92,3 +93,10 @@ def requirement_name(line: str) -> str:
         message = f"not a requirement: {line!r}"
         raise ValueError(message)
     return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+def re_exported(door: Path) -> list[str]:
+    """Return what a package's ``__init__`` offers: names imported ``as`` themselves, as type checkers ask."""
+    imports = (node for node in ast.walk(ast.parse(door.read_text())) if isinstance(node, ast.ImportFrom))
+    found = (alias.name for node in imports for alias in node.names if alias.name == alias.asname)
+    return [name for name in found if not name.startswith("_")]

@@ -90,16 +90,3 @@ def test_a_door_loads_only_itself(package: Package) -> None:
     ours = {name for name in loaded if name.partition(".")[0] in {package.import_name, "accel_core"}}
     doors = {f"{door}{part}" for door in (package.import_name, "accel_core") for part in ("", ".__about__")}
     assert ours <= {*doors, "accel_core.lazy"}
-
-
-@pytest.mark.parametrize("package", INSTALLED, ids=by_name)
-def test_a_door_lists_what_it_gives(package: Package) -> None:
-    if package not in TORCHLESS:
-        pytest.importorskip("torch")
-    run(
-        f"import {package.import_name} as door\n"
-        "names = getattr(door, '__all__', [])\n"
-        "assert len(names) == len(set(names)), 'a name twice'\n"
-        "assert set(names) <= set(dir(door)), set(names) - set(dir(door))\n"
-        "for name in names:\n    getattr(door, name)"
-    )

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 
 import api_diff
@@ -59,6 +57,16 @@ def test_what_the_door_offers_is_read_without_importing(package):
     ]
 
 
+def test_what_is_inherited_from_another_package_is_offered_too(repository):
+    core, state = packages(repository)[0], packages(repository)[-1]
+    assert core.dist in state.requires
+    (core.source / "base.py").write_text("class Base:\n    def grow(self) -> None: ...\n")
+    text = f"from {core.import_name}.base import Base\nclass Thing(Base):\n    size: int\n"
+    (state.source / "thing.py").write_text(text)
+    (state.source / "__init__.py").write_text("from .thing import Thing as Thing\n")
+    assert f"{state.import_name}.Thing.grow(self) -> None" in api_diff.public_api(state)
+
+
 def test_a_change_is_reported_until_it_is_written_down(repository, package, capsys):
     assert api_diff.main([], repository) == 1
     assert api_diff.main(["--write"], repository) == 0
@@ -69,17 +77,3 @@ def test_a_change_is_reported_until_it_is_written_down(repository, package, caps
     printed = capsys.readouterr().out
     assert f"-{package.import_name}.Thing.grow(self) -> None" in printed
     assert f"+{package.import_name}.Thing.grow(self, by: int) -> None" in printed
-
-
-DOORS = {
-    ".".join(path.relative_to(package.path / "src").parent.parts): path
-    for package in packages()
-    for path in sorted(package.source.rglob("__init__.py"))
-}
-
-
-@pytest.mark.parametrize("name", DOORS)
-def test_type_checkers_see_what_the_door_gives(name):
-    door = import_module(name)
-    if hasattr(door, "__all__"):
-        assert set(api_diff.re_exported(DOORS[name])) == set(door.__all__) - {"__version__"}

@@ -30,7 +30,5 @@ _NAMES = {
     "skip_first_batches": "accel_data",
     "utils": ".utils",
 }
-
+__all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)
-
-__all__ = [*_NAMES, "__version__"]  # noqa: PLE0604 - the keys are strings

@@ -24,6 +24,5 @@ _NAMES = {
     "TorchGradients": ".gradients",
     "foreign_parameters": ".inspection",
 }
+__all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)
-
-__all__ = [*_NAMES, "__version__"]  # noqa: PLE0604 - the keys are strings

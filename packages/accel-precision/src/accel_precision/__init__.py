@@ -30,6 +30,5 @@ _NAMES = {
     "get_grad_scaler": ".functions",
     "get_mixed_precision_context_manager": ".functions",
 }
+__all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)
-
-__all__ = [*_NAMES, "__version__"]  # noqa: PLE0604 - the keys are strings

@@ -60,7 +60,5 @@ _NAMES = {
     "Unit": ".strategy",
     "UnitState": ".state",
 }
-
 __all__ = list(_NAMES)
-
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

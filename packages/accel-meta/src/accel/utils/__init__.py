@@ -98,7 +98,5 @@ _NAMES = {
     "synchronize_rng_states": "accel_state",
     "wait_for_everyone": "accel_state",
 }
-
 __all__ = list(_NAMES)
-
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

@@ -10,14 +10,11 @@ if TYPE_CHECKING:
     from .choose import device_names as device_names
     from .choose import hardware_of as hardware_of
 
-__all__ = ["TorchDevice", "detect", "device_names", "hardware_of"]
-
-__getattr__, __dir__ = lazy_door(
-    __name__,
-    {
-        "TorchDevice": ".base",
-        "detect": ".choose",
-        "device_names": ".choose",
-        "hardware_of": ".choose",
-    },
-)
+_NAMES = {
+    "TorchDevice": ".base",
+    "detect": ".choose",
+    "device_names": ".choose",
+    "hardware_of": ".choose",
+}
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_door(__name__, _NAMES)

@@ -1,22 +1,7 @@
-"""The public names, and what importing the package costs."""
+"""What importing the package costs."""
 
 import subprocess
 import sys
-
-import pytest
-
-import accel_data
-
-
-def test_every_public_name_is_there():
-    assert set(accel_data.__all__) <= set(dir(accel_data))
-    for name in accel_data.__all__:
-        assert getattr(accel_data, name).__name__ == name
-
-
-def test_a_wrong_name_gets_the_nearest():
-    with pytest.raises(AttributeError, match="Did you mean 'DataLoaderShard'"):
-        accel_data.DataLoaderShards  # noqa: B018
 
 
 def test_the_door_imports_nothing_heavy_and_no_other_package():
