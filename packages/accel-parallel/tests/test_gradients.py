@@ -110,3 +110,12 @@ def test_sparse_gradients_are_treated_as_the_dense_ones_they_stand_for():
         assert found is expected or torch.allclose(found, expected, rtol=1e-12)
         for one, other in zip(sparse, dense, strict=True):
             assert torch.allclose(one.grad.to_dense(), other.grad, rtol=1e-12, atol=0)
+
+
+def test_scaling_does_without_the_private_kernel(monkeypatch):
+    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 2.0)
+    monkeypatch.delattr(torch, "_foreach_mul_")
+    TorchGradients().scale_(weights, 0.25)
+    assert [weight.grad.tolist() for weight in weights] == [[0.5] * 2, [0.5] * 3]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from accel_core.errors import UnknownNameError
+from accel_precision import get_grad_scaler
 from accel_precision import get_mixed_precision_context_manager as manager
 
 pytestmark = pytest.mark.cpu
@@ -36,8 +37,17 @@ def test_settings_are_passed_on():
 
 
 def test_the_default_device_is_the_machines():
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     with manager(True):
-        assert torch.is_autocast_enabled((torch.accelerator.current_accelerator() or CPU).type)
+        assert torch.is_autocast_enabled((present or CPU).type)
+
+
+def test_a_build_for_gpus_on_a_machine_without_one_computes_on_the_cpu(monkeypatch):
+    # What `pip install torch` gives on Linux answers "cuda" everywhere.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert dtype_inside(manager(True, mixed_precision="bf16")) == torch.bfloat16
+    assert get_grad_scaler().scale(torch.ones(())) == 65536.0
 
 
 def test_an_unknown_precision_is_an_error():

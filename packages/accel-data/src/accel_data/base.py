@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from accel_core.errors import DataError
 from accel_core.window import LoaderCursor
@@ -220,7 +220,7 @@ class PreparedLoader(DataLoader[Any]):
 
     def _known_length(self) -> int | None:
         """Return the batches ahead where they follow from the samplers, not from a dataset's claim."""
-        if self._dataset_kind != 0:
+        if isinstance(self.dataset, IterableDataset):
             return None
         try:
             return len(self)

@@ -175,9 +175,9 @@ def _fix_order(
         sampler.generator = torch.Generator()
         plan.seeding = Seeding(sampler.generator, seed)
         return {}
-    seedable = SeedableRandomSampler(
-        sampler.data_source, sampler.replacement, sampler._num_samples, data_seed=seed
-    )
+    # Private, because only it tells "as many as there are", which a growing dataset changes, from a number.
+    count = getattr(sampler, "_num_samples", sampler.num_samples)
+    seedable = SeedableRandomSampler(sampler.data_source, sampler.replacement, count, data_seed=seed)
     replaced: dict[str, Any] = {"sampler": seedable}
     if batches is not None:
         replaced["batch_sampler"] = BatchSampler(seedable, batches.batch_size, batches.drop_last)

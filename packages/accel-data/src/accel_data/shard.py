@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 import torch
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, IterableDataset
 
 from accel_core.errors import DataError, UnevenDataError
 from accel_core.protocols.collectives import Collectives
@@ -124,7 +124,8 @@ class DataLoaderShard(PreparedLoader):
         batches = self._batches
         if isinstance(batches, BatchSamplerShard):
             return tail.world_batch
-        if type(batches) is BatchSampler and self._dataset_kind == 0 and self.in_order:
+        counted = not isinstance(self.dataset, IterableDataset) and getattr(self, "in_order", True)
+        if counted and type(batches) is BatchSampler:
             rest = 0 if batches.drop_last else len(batches.sampler) % batches.batch_size  # type: ignore[arg-type]
             return rest or batches.batch_size
         return None

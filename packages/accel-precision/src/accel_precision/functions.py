@@ -21,7 +21,9 @@ _SCALERS = {"FSDP": ("torch.distributed.fsdp.sharded_grad_scaler", "ShardedGradS
 
 
 def _default_device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    # current_accelerator() is what torch was built for; whether this machine has one is another question.
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def get_grad_scaler(

@@ -19,15 +19,11 @@ from .frames import user_line
 if TYPE_CHECKING:
     from accel_core.protocols import Collectives, ReduceOp
 
-_OPS = {
-    "sum": dist.ReduceOp.SUM,
-    "mean": dist.ReduceOp.SUM,
-    "max": dist.ReduceOp.MAX,
-    "min": dist.ReduceOp.MIN,
-}
+_OPS = {"sum": "SUM", "mean": "SUM", "max": "MAX", "min": "MIN"}
+"""Names of torch's reductions: a PyTorch without torch.distributed has no such objects, and needs none."""
 
 # Renamed in torch 2.13, where the old name warns.
-_gather_into: Any = getattr(dist, "all_gather_single", None) or vars(dist)["all_gather_into_tensor"]
+_gather_into: Any = vars(dist).get("all_gather_single") or vars(dist).get("all_gather_into_tensor")
 
 
 class TorchCollectives:
@@ -84,9 +80,9 @@ class TorchCollectives:
         value = value.to(wire_dtype(target, through_gloo=through_gloo), copy=True)
         flat = torch.view_as_real(value) if value.is_complex() else value
         if flat.numel():
-            self._run(
-                f"all_reduce({op})", partial(dist.all_reduce, flat, _OPS[op], group=self._alive()), tensor
-            )
+            operator = getattr(dist.ReduceOp, _OPS[op])
+            call = partial(dist.all_reduce, flat, operator, group=self._alive())
+            self._run(f"all_reduce({op})", call, tensor)
         if op == "mean":
             value /= self.world_size
         return value.to(device=tensor.device, dtype=target)
@@ -281,16 +277,16 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def backend_names(group: dist.ProcessGroup) -> dict[str, str]:
     """Return which backend of ``group`` takes tensors of which device type."""
-    found: dict[str, str] = {}
-    for device in group._device_types:
-        found[device.type] = str(group._get_backend(device).name()).lower()
-    return found
+    pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
+    return {device: backend.lower() for device, backend in pairs}
 
 
 def group_timeout(group: dist.ProcessGroup) -> timedelta | None:
     """Return the timeout that ``group`` applies to one operation, read back from it; None if unknown."""
-    for device in group._device_types:
-        options = getattr(group._get_backend(device), "options", None)
+    # torch has no public way to ask: where one of these names is gone, the timeout is unknown.
+    backend_of = getattr(group, "_get_backend", None)
+    for device in getattr(group, "_device_types", ()) if backend_of is not None else ():
+        options = getattr(backend_of(device), "options", None)
         value = getattr(options, "_timeout", None)
         if isinstance(value, timedelta):
             return value

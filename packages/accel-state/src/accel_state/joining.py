@@ -30,7 +30,10 @@ def join(topology: Topology, spec: str, timeout: timedelta | None, init_method: 
     except (RuntimeError, ValueError) as error:
         if not dist.is_initialized():
             # torch numbers groups by attempt; without this a second try would look under a name of its own.
-            dist.distributed_c10d._world.group_count = 0
+            # The counter is private: without it a second try fails as it would without us.
+            world = getattr(dist.distributed_c10d, "_world", None)
+            if world is not None:
+                world.group_count = 0
         reached = f"{topology.main_address}:{topology.main_port}" if init_method is None else init_method
         limit = timeout if timeout is not None else "torch's default"
         raise CollectiveError(

@@ -23,7 +23,9 @@ class XpuDevice(TorchDevice):
 
     def look(self) -> Support:
         """Look at the build before the driver."""
-        if not torch.xpu._is_compiled():
+        # Private, and only for a better reason: without it the answer is that no device is visible.
+        compiled = getattr(torch.xpu, "_is_compiled", None)
+        if compiled is not None and not compiled():
             return Support(
                 False, f"this PyTorch ({torch.__version__}) is built without Intel GPU support (XPU)"
             )
