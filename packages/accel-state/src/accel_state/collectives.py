@@ -46,6 +46,11 @@ class TorchCollectives:
         self.timeout = group_timeout(made)
         """The effective timeout of one operation, read back from the group."""
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The torch process group that it runs on, for what must be given one; None once it was destroyed."""
+        return self._group
+
     def __repr__(self) -> str:
         return f"<TorchCollectives rank {self.rank} of {self.world_size}, {self._types}>"
 
@@ -284,9 +289,9 @@ def backend_names(group: dist.ProcessGroup) -> dict[str, str]:
 def group_timeout(group: dist.ProcessGroup) -> timedelta | None:
     """Return the timeout that ``group`` applies to one operation, read back from it; None if unknown."""
     # torch has no public way to ask: where one of these names is gone, the timeout is unknown.
-    backend_of = getattr(group, "_get_backend", None)
-    for device in getattr(group, "_device_types", ()) if backend_of is not None else ():
-        options = getattr(backend_of(device), "options", None)
+    known = hasattr(group, "_get_backend") and hasattr(group, "_device_types")
+    for device in group._device_types if known else ():
+        options = getattr(group._get_backend(device), "options", None)
         value = getattr(options, "_timeout", None)
         if isinstance(value, timedelta):
             return value
