@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from accel_core.errors import StateError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,17 +32,47 @@ class Accumulate:
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> None:
-        window = self._window
+        window, models = self._window, self._models
+        if window.inside:
+            raise _nested()
+        if window.position == 0:
+            window.models = models
+        elif window.models is not models and window.models != models:
+            _compare(window, models)
+        window.inside = True
         if window.advance() or window.sync_each_batch:
             return
         stack = self._stack = ExitStack()
-        for model in self._models:
+        for model in models:
             stack.enter_context(self._strategy.no_sync(model))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._window.inside = False
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.__exit__(kind, error, trace)
         self._window.leave()
+
+
+def _nested() -> StateError:
+    return StateError(
+        "accumulate() was entered inside accumulate(): the inner one would count as a micro-batch of its own",
+        where="with accelerator.accumulate(...)",
+        fix="use one for all models: with accelerator.accumulate(first, second)",
+    )
+
+
+def _compare(window: GradientWindow, models: Sequence[nn.Module]) -> None:
+    """Raise StateError when an open window is to go on with other models than it began with."""
+    if set(map(id, window.models)) == set(map(id, models)):
+        return
+    names = [", ".join(type(model).__name__ for model in each) or "none" for each in (window.models, models)]
+    raise StateError(
+        f"accumulate() was given other models ({names[1]}) than the window began with ({names[0]}): for some,"
+        " the micro-batch that closes it would never come",
+        where=f"after micro-batch {window.position} of {window.num_steps}",
+        fix="name all models in each: with accelerator.accumulate(first, second); to give an open window up,"
+        " call free_memory() and prepare again",
+    )

@@ -55,6 +55,13 @@ class Registry:
         """Return the identities of the parameters of every prepared model."""
         return {id(parameter) for unit in self.units for parameter in unit.model.parameters()}
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return every parameter of the prepared models and optimizers once, shared ones too."""
+        found = {id(parameter): parameter for model in self.models for parameter in model.parameters()}
+        for optimizer in self.optimizers:
+            found.update({id(parameter): parameter for _, _, parameter in _owned(optimizer)})
+        return list(found.values())
+
     def clear(self) -> None:
         """Forget everything."""
         for kept in (self.models, self.optimizers, self.schedulers, self.loaders, self.units, self._made):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from accel_core.errors import StateError
 from accel_core.protocols import Scaler
 from accel_core.window import GradientWindow
 
@@ -61,7 +62,9 @@ class AcceleratedOptimizer(Optimizer):
         self.window = window if window is not None else GradientWindow()
         self._opt_called = False
         self._skipped: bool | torch.Tensor = False
-        self._unscaled = False
+        self._unscaled: int | None = None
+        """The loss scale, by the count of its updates, that the gradients were divided by; None: by none."""
+        self._stepped = False
         if device_placement:
             place_state(optimizer)
 
@@ -69,7 +72,8 @@ class AcceleratedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step if the window is closed; return what the optimizer returns, or None."""
-        if not self.window.sync_gradients:
+        self._stepped = self.window.sync_gradients
+        if not self._stepped:
             return None
         if self.scaler is not None:
             return self._step_scaled(closure)
@@ -93,7 +97,7 @@ class AcceleratedOptimizer(Optimizer):
         finally:
             watch.remove()
         self.scaler.update()
-        self._unscaled = False
+        self._unscaled = None
         if not reached:
             self._skipped = True
         else:
@@ -102,19 +106,52 @@ class AcceleratedOptimizer(Optimizer):
         return result
 
     def zero_grad(self, set_to_none: bool | None = None) -> None:
-        """Clear gradients if the window is closed; ``set_to_none`` defaults as in the optimizer."""
-        if not self.window.sync_gradients:
+        """Clear gradients if the window is closed; ``set_to_none`` defaults as in the optimizer.
+
+        Raises StateError in the micro-batch that closes a window before its backward: what the others
+        have accumulated would be lost.
+        """
+        window = self.window
+        if not window.sync_gradients:
+            self._stepped = False
             return
+        if window.position > 1 and not (self._stepped or window.filled):
+            self._refuse_to_drop()
+        if self._is_unscaled():
+            # The step was left out on purpose; the next gradients are scaled anew.
+            self.scaler.update()  # type: ignore[union-attr]
+            self._unscaled = None
         if set_to_none is None:
             self.optimizer.zero_grad()
         else:
             self.optimizer.zero_grad(set_to_none=set_to_none)
 
+    def _refuse_to_drop(self) -> None:
+        if any(parameter.grad is not None for group in self.param_groups for parameter in group["params"]):
+            done = self.window.position - 1
+            raise StateError(
+                "zero_grad() before the backward that closes the window would drop the gradients of the"
+                f" {done} micro-batch(es) before it",
+                where=f"micro-batch {done + 1} of the window, {type(self.optimizer).__name__}",
+                fix="call zero_grad() after step(), or before accumulate(); to drop a window on purpose use"
+                " model.zero_grad()",
+            )
+
     def unscale_(self) -> None:
-        """Divide gradients by the loss scale before they are clipped or read; further calls do nothing."""
-        if self.scaler is not None and not self._unscaled:
+        """Divide gradients by the loss scale before they are clipped or read; further calls do nothing.
+
+        Nothing happens within an open window, to which scaled gradients are still to be added.
+        """
+        if self.scaler is not None and self.window.sync_gradients and not self._is_unscaled():
             self.scaler.unscale_(self.optimizer)
-            self._unscaled = True
+            self._unscaled = self._scale_count()
+
+    def _is_unscaled(self) -> bool:
+        # Another optimizer's step may have updated the scale since: then these gradients are new.
+        return self._unscaled is not None and self._unscaled == self._scale_count()
+
+    def _scale_count(self) -> int:
+        return getattr(self.scaler, "updates", 0)
 
     @property
     def step_was_skipped(self) -> bool:

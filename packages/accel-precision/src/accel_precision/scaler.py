@@ -30,6 +30,8 @@ class GradScaler(torch.amp.GradScaler):
     a new ``scale``, raises StateError.
     """
 
+    updates = 0
+    """How often the scale was updated; what was unscaled before the latest one is forgotten."""
     _waiting = False
     _settled = False
 
@@ -37,6 +39,7 @@ class GradScaler(torch.amp.GradScaler):
         """Note that the step is over; a given ``new_scale`` takes effect at once."""
         if new_scale is not None:
             self._waiting = False
+            self.updates += 1
             super().update(new_scale)
         elif self.is_enabled():
             self._waiting = True
@@ -45,6 +48,7 @@ class GradScaler(torch.amp.GradScaler):
         if self._waiting:
             self._waiting = False
             self._settled = True
+            self.updates += 1
             super().update()
 
     @overload
