@@ -62,10 +62,24 @@ def test_the_default_file_is_used_and_said(folder):
         ("compute_environment: AMAZON_SAGEMAKER", ["AMAZON_SAGEMAKER", "not available"]),
         ("tpu_use_cluster: true", ["tpu_use_cluster", "not available"]),
         ("dynamo_config:\n  dynamo_backend: INDUCTOR", ["dynamo_config", "not available"]),
+        ("enable_cpu_affinity: true", ["enable_cpu_affinity", "not available"]),
         ("mixed_precision: fp8", ["fp8", "not available"]),
         ("mixed_precision: fp17", ["fp17", "no installed precision policy"]),
     ],
-    ids=["key", "value", "yaml", "list", "fsdp", "deepspeed", "sagemaker", "tpu", "dynamo", "fp8", "fp17"],
+    ids=[
+        "key",
+        "value",
+        "yaml",
+        "list",
+        "fsdp",
+        "deepspeed",
+        "sagemaker",
+        "tpu",
+        "dynamo",
+        "affinity",
+        "fp8",
+        "fp17",
+    ],
 )
 def test_nothing_in_the_file_is_ignored(folder, text, parts):
     folder.write("conf.yaml", text)
@@ -86,7 +100,8 @@ def test_a_file_that_does_not_exist(folder):
 def test_keys_that_ask_for_nothing_are_let_through(tmp_path):
     path = tmp_path / "conf.yaml"
     path.write_text(
-        "downcast_bf16: 'no'\ndynamo_backend: 'NO'\nsame_network: true\ntpu_env: []\ntpu_use_cluster: false\n"
+        "downcast_bf16: 'no'\nenable_cpu_affinity: false\n"
+        "dynamo_backend: 'NO'\nsame_network: true\ntpu_env: []\ntpu_use_cluster: false\n"
         "tpu_use_sudo: false\ncommands: null\nnum_processes: -1\nrdzv_backend: static\ngpu_ids: all\n"
         "dynamo_config:\n  dynamo_backend: 'NO'\n"
     )

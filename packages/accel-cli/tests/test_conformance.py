@@ -13,7 +13,7 @@ class TestLaunch(CommandConformance):
     bad_arguments = (
         (),
         ("--num_processes", "two", "script.py"),
-        ("--mixed_precision", "fp17", "script.py"),
+        ("--dynamo_backend", "fast", "script.py"),
         ("--no-such-option", "script.py"),
     )
 

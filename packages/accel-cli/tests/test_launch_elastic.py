@@ -58,6 +58,14 @@ def test_the_exit_code_is_that_of_the_rank_that_failed(folder):
     assert "Traceback" not in done.stderr
 
 
+def test_a_refusal_of_torch_s_launcher_is_said_in_two_lines(folder):
+    done = folder.launch("--rdzv_backend", "pigeon", "show.py")
+    assert done.returncode == 1
+    assert "pigeon" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert "Traceback" in folder.launch("--rdzv_backend", "pigeon", "--debug", "show.py").stderr
+
+
 def test_a_rank_killed_by_a_signal_shows_as_in_a_shell_and_quiet_says_nothing(folder):
     folder.write(
         "die.py",

@@ -42,7 +42,7 @@ def test_nothing_is_said_and_nothing_is_set_without_options(folder):
 
 def test_options_reach_the_script_through_the_environment(folder):
     words = ["--cpu", "--mixed-precision", "bf16", "--gradient_accumulation_steps", "4", "--debug"]
-    words += ["--enable_cpu_affinity", "--num_cpu_threads_per_process", "1"]
+    words += ["--num_cpu_threads_per_process", "1"]
     done = folder.launch(*words, "show.py")
     assert done.returncode == 0, done.stderr
     environ = folder.shown()["environ"]
@@ -51,7 +51,6 @@ def test_options_reach_the_script_through_the_environment(folder):
         "ACCELERATE_USE_CPU": "true",
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
         "ACCELERATE_DEBUG_MODE": "true",
-        "ACCELERATE_CPU_AFFINITY": "true",
     }
     assert environ["OMP_NUM_THREADS"] == "1"
 
@@ -161,7 +160,10 @@ REFUSED = {
     "no program": (["--no_python", "no-such-program"], ["'no-such-program' does not exist"]),
     "not executable": (["--no_python", "./show.py"], ["cannot be executed", "chmod +x ./show.py"]),
     "not on PATH": (["--no_python", "show.py"], ["cannot be executed", "write ./show.py"]),
-    "precision": (["--mixed_precision", "fp17", "show.py"], ["--mixed_precision", "fp17", "bf16"]),
+    "precision": (
+        ["--mixed_precision", "fp17", "show.py"],
+        ["mixed_precision", "fp17", "command line", "bf16"],
+    ),
     "fp8": (["--mixed_precision", "fp8", "show.py"], ["fp8", "not available in this version"]),
     "fsdp": (["--use_fsdp", "--zero_stage=2", "show.py"], ["--use_fsdp", "--zero_stage", "not available"]),
     "unknown": (["--num_proceses", "2", "show.py"], ["--num_proceses", "Did you mean --num_processes?"]),
@@ -170,6 +172,23 @@ REFUSED = {
     "none": (["--num_processes", "0", "show.py"], ["num_processes", "must be at least 1"]),
     "port": (["--main_process_port", "99999", "show.py"], ["main_process_port", "65535"]),
     "no script": (["--cpu"], ["script.py"]),
+    "affinity": (["--enable_cpu_affinity", "show.py"], ["--enable_cpu_affinity", "not available"]),
+    "machine": (["--machine_rank", "5", "show.py"], ["machine_rank=5", "not one of 1 machine"]),
+    "streams": (["--tee", "9", "show.py"], ["tee='9'", "3 both"]),
+    "rendezvous": (["--rdzv_conf", "fast", "show.py"], ["rdzv_conf='fast'", "key=value"]),
+    "interval": (["--monitor_interval", "nan", "show.py"], ["monitor_interval", "finite"]),
+    "devices": (["--gpu_ids", "first", "show.py"], ["gpu_ids='first'", "numbers"]),
+    "devices twice": (["--cpu", "--gpu_ids", "0,1,0", "show.py"], ["gpu_ids", "different numbers"]),
+    "crowd": (["--cpu", "--num_processes", "100000", "show.py"], ["100000 processes", "at most"]),
+    "log file": (["--log_dir", "show.py/logs", "show.py"], ["show.py' is a file", "--log_dir"]),
+    "address": (
+        ["--num_processes", "2", "--main_process_ip", "nonsense.invalid", "show.py"],
+        ["'nonsense.invalid' is not known here", "--main_process_ip"],
+    ),
+    "other address": (
+        ["--num_processes", "2", "--main_process_ip", "192.0.2.1", "show.py"],
+        ["'192.0.2.1' is not that of this machine", "--num_machines"],
+    ),
     "cpu and gpu": (["--cpu", "--multi_gpu", "show.py"], ["contradicts --cpu"]),
 }
 
@@ -201,6 +220,46 @@ def test_an_option_of_a_later_version_with_its_default_asks_for_nothing(folder):
     words = ["--dynamo_backend", "no", "--fsdp_version", "1", "--megatron_lm_tp_degree=1", "--no_tpu_cluster"]
     done = folder.launch(*words, "show.py")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ACCELERATE_USE_DEEPSPEED", "1"),
+        ("ACCELERATE_USE_MEGATRON_LM", "yes"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor"),
+        ("ACCELERATE_DOWNCAST_BF16", "true"),
+        ("ACCELERATE_CPU_AFFINITY", "true"),
+    ],
+)
+def test_a_variable_asks_for_something_that_is_not_there(folder, name, value):
+    done = folder.launch("show.py", env={name: value})
+    assert done.returncode == 2, done.stderr
+    assert name in done.stderr
+    assert "said by environment" in done.stderr
+    off = "no" if name.endswith("BACKEND") else "false"
+    assert folder.launch("show.py", env={name: off}).returncode == 0
+
+
+@pytest.mark.parametrize("words", [["show.py"], ["--num_processes", "2", "show.py"]], ids=["one", "two"])
+def test_closed_output_is_no_obstacle(folder, words):
+    command = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", *folder.command("launch", "--cpu", *words)]
+    assert folder.run(command=command).returncode == 0
+    assert folder.shown()["argv"] == ["show.py"]
+
+
+def test_a_script_in_a_job_does_not_join_it_unasked(folder):
+    job = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    done = folder.launch("show.py", env=job)
+    assert done.returncode == 2
+    assert "belongs to a running job" in done.stderr
+    assert "rank 1 of 2" in done.stderr
+    pytest.importorskip("torch")
+    assert folder.launch("--num_processes", "1", "show.py", env=job).returncode == 0
+    environ = folder.shown(0)["environ"]
+    assert [environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["0", "1", "0"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")

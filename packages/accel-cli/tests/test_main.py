@@ -1,6 +1,7 @@
 """The command itself: what is there, what is not, and what was meant."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -33,6 +34,7 @@ def test_the_version(folder):
     [
         (["lanch"], "Did you mean 'launch'?"),
         (["completely-else"], "Known: "),
+        (["config"], "'accel config' is not available in this version"),
         (["--cpu"], "options come after the sub-command"),
         (["env", "--confg_file", "x"], "Did you mean --config_file?"),
         (["env", "--config_file", "nope.yaml"], "nope.yaml"),
@@ -43,6 +45,17 @@ def test_a_mistake_is_answered_with_what_was_meant(folder, words, text):
     assert done.returncode == 2
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["env"]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(folder, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        done = subprocess.run(
+            folder.command(*words), stdout=nobody, stderr=subprocess.PIPE, text=True, check=False, timeout=100
+        )
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_command_of_ours_that_is_not_installed_gets_the_pip_line(folder, monkeypatch, capsys):

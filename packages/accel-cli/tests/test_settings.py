@@ -4,6 +4,7 @@ import pytest
 
 from accel_cli import settings
 from accel_cli.config_file import NOTHING, FromFile
+from accel_cli.discovery import Offer
 from accel_cli.hardware import Accelerators
 from accel_core.config.layers import CONFIG_FILE, Layer
 from accel_core.errors import ConfigError, LaunchError
@@ -12,7 +13,7 @@ from accel_core.errors import ConfigError, LaunchError
 @pytest.fixture
 def plan(monkeypatch):
     def make(given=None, *, file=NOTHING, environ=None, gpus=0, counted=True):
-        found = Accelerators("NVIDIA GPU", gpus, "CUDA_VISIBLE_DEVICES", counted)
+        found = Accelerators("NVIDIA GPU", gpus, "CUDA_VISIBLE_DEVICES", counted, present=gpus)
         monkeypatch.setattr(settings, "accelerators", lambda env: found)
         return settings.plan(given or {}, file, ["train.py", "x"], environ or {})
 
@@ -53,6 +54,20 @@ def test_by_default_every_accelerator_gets_a_process(plan):
 def test_more_processes_than_accelerators_is_an_error(plan, given, gpus, text):
     with pytest.raises(LaunchError, match=text):
         plan(given, gpus=gpus)
+
+
+def test_an_accelerator_that_is_not_there_cannot_be_selected(plan):
+    # The driver would show none at all, and the script would run on the CPU.
+    with pytest.raises(LaunchError, match="no NVIDIA GPU with number 7"):
+        plan({"gpu_ids": "0,7"}, gpus=4)
+    assert plan({"gpu_ids": "GPU-1b2c,MIG-3d"}, gpus=4).spec.num_processes == 2
+
+
+def test_a_precision_of_another_package_may_be_named(plan, monkeypatch):
+    offered = [Offer("posit", "other:Posit", "other")]
+    monkeypatch.setattr(settings, "offers", lambda group: offered)
+    chosen = plan({"mixed_precision": "posit"}).spec
+    assert chosen.environment["ACCELERATE_MIXED_PRECISION"] == "posit"
 
 
 def test_on_the_cpu_any_number_of_processes_is_fine(plan):

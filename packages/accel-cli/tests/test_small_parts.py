@@ -68,7 +68,7 @@ def kinds(tmp_path, monkeypatch):
 def test_device_files_are_counted(kinds):
     names = ("nvidia0", "nvidia1", "nvidia12", "nvidiactl", "nvidia-uvm", "nvidia0x")
     kinds(dict.fromkeys(names, ""), r"nvidia\d+")
-    assert hardware.accelerators({}) == ("GPU", 3, "GPUS", True)
+    assert hardware.accelerators({}) == ("GPU", 3, "GPUS", True, 3)
     assert hardware.accelerators({"GPUS": "0"}).usable == 1
     assert hardware.accelerators({"OTHER": ""}).usable == 0
     assert hardware.accelerators({"GPUS": "0,1,2,3,4"}).usable == 3
@@ -81,7 +81,7 @@ def test_processors_in_amd_s_list_do_not_count(kinds):
 
 def test_what_cannot_be_counted_is_said_so(kinds):
     kinds({"renderD128": ""}, r"renderD\d+", counted=False)
-    assert hardware.accelerators({}) == ("GPU", 0, "GPUS", False)
+    assert hardware.accelerators({}) == ("GPU", 0, "GPUS", False, 0)
 
 
 def test_no_accelerator(kinds):

@@ -35,12 +35,13 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     ),
     "downcast_bf16": (False,),
     "dynamo_backend": ("NO",),
+    "enable_cpu_affinity": (False,),
     "main_training_function": ("main",),
     "tpu_use_cluster": (False,),
     "tpu_use_sudo": (False,),
 }
 """Keys that other values would make ask for something that this version does not have."""
-HONOURED = (*OPTIONS, "mixed_precision", "use_cpu", "debug", "enable_cpu_affinity")
+HONOURED = (*OPTIONS, "mixed_precision", "use_cpu", "debug")
 SECTION_KEYS = {"deepspeed_config": ("gradient_accumulation_steps",)}
 """Keys of sections that are honoured although the rest of the section is not."""
 

@@ -55,6 +55,8 @@ class Accelerators(NamedTuple):
     visible: str
     counted: bool = True
     """False when there may be accelerators that cannot be counted from outside."""
+    present: int = 0
+    """How many the machine has, hidden ones too; 0 when they cannot be counted."""
 
 
 NONE = Accelerators("no accelerator in /dev", 0, "CUDA_VISIBLE_DEVICES")
@@ -67,7 +69,7 @@ def accelerators(environ: Mapping[str, str] | None = None) -> Accelerators:
         present = _present(kind)
         if present:
             usable = min(visible(env.get(name), present) for name in kind.visible)
-            return Accelerators(kind.label, usable, kind.visible[0])
+            return Accelerators(kind.label, usable, kind.visible[0], present=present)
     for kind in UNCOUNTED:
         if _present(kind):
             return Accelerators(kind.label, 0, kind.visible[0], counted=False)

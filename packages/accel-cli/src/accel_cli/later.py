@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accel_core.config.layers import Resolved
+from accel_core.environment.run import RunConfig
 from accel_core.errors import Fault
 
 from .later_options import LATER
@@ -13,6 +15,9 @@ REASON = "is not available in this version of accel"
 _DROP = "leave it out"
 
 _NEUTRAL = {"dynamo_backend": frozenset({"no", "NO"})}
+
+COMMANDS = ("config", "estimate-memory", "merge-weights", "test", "to-fsdp2", "tpu-config")
+"""The documented sub-commands that later versions bring."""
 
 
 def refused_options(given: Mapping[str, Any]) -> list[Fault]:
@@ -32,8 +37,17 @@ def refused_options(given: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
+def refused_features(run: RunConfig, resolved: Resolved) -> list[Fault]:
+    """Return a fault for everything that the environment or the file asks for and this version lacks."""
+    names = {item.field: item.name for item in RunConfig.variables()}
+    return [
+        Fault(names[field], value, f"{REASON}, said by {resolved.origin(field)}", "unset it")
+        for field, value in run.features().items()
+    ]
+
+
 def _neutral(name: str, value: object, default: object) -> bool:
     return value == default or value in _NEUTRAL.get(name, ())
 
 
-__all__ = ["REASON", "refused_options"]
+__all__ = ["COMMANDS", "REASON", "refused_features", "refused_options"]

@@ -15,6 +15,11 @@ DYNAMO = (
 
 LATER = (
     Group(
+        "CPU affinity",
+        (Option("enable_cpu_affinity", default=False, kind=None),),
+        available=False,
+    ),
+    Group(
         "TPU",
         (
             Option("tpu", default=False, kind=None),

@@ -36,7 +36,13 @@ HARDWARE = Group(
 RESOURCES = Group(
     "Resource Selection Arguments",
     (
-        Option("mixed_precision", "compute in this precision where it is safe", choices=PRECISIONS),
+        Option(
+            "mixed_precision",
+            "compute in this precision where it is safe: no, fp16, bf16, or that of an installed package",
+            choices=PRECISIONS,
+            closed=False,
+            metavar="NAME",
+        ),
         Option(
             "num_processes",
             "processes over all machines (default: one per accelerator of this machine, or 1)",
@@ -50,14 +56,13 @@ RESOURCES = Group(
             kind=int,
             metavar="N",
         ),
-        Option("enable_cpu_affinity", "tie each process to CPUs near its accelerator", False, None),
     ),
 )
 DISTRIBUTED = Group(
     "Distributed GPUs",
     (
         Option("gpu_ids", "use only these accelerators of this machine: '0,2', or 'all'", metavar="IDS"),
-        Option("same_network", "all machines share a network; accepted, nothing depends on it", False, None),
+        Option("same_network", "all machines share a network: a note, nothing depends on it", False, None),
         Option("machine_rank", "number of this machine, from 0 (default: 0)", kind=int, metavar="N"),
         Option("main_process_ip", "address of machine 0", metavar="ADDRESS"),
         Option(

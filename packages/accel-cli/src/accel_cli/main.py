@@ -15,10 +15,27 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 """Exit code for a command that was not understood or could not be started, as argparse's own."""
+BROKEN_PIPE = 141
+"""Exit code when nobody reads the output any more, as a shell shows SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sub-command that ``arguments`` (default: those of this process) name; return the exit code."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has enough of it, as in `accel env | head -1`. Python flushes once more.
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["-h"], ["--help"], ["help"]) and len(given) == 1:
         print(overview())
@@ -34,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = given
     if name.startswith("-"):
         return complain("accel", f"{name} is no option of accel itself; options come after the sub-command.")
-    from accel_core.errors import AccelError
+    from accel_core.errors import AccelError, UnknownNameError
 
     try:
         command: Command = find(name)()
+    except UnknownNameError as error:
+        from .later import COMMANDS, REASON
+
+        return complain("accel", f"'accel {name}' {REASON}." if name in COMMANDS else error)
     except AccelError as error:
         return complain("accel", error)
     return run(command, rest)

@@ -26,6 +26,8 @@ class Option(NamedTuple):
     choices: Sequence[str] | None = None
     short: str = ""
     metavar: str = ""
+    closed: bool = True
+    """Nothing but ``choices`` is possible; False where installed packages may offer more."""
     turns: str = ""
     """The name of the option that this switch turns off."""
 
@@ -94,7 +96,7 @@ def _add(target: argparse._ActionsContainer, option: Option, *, hide: bool) -> N
             settings["action"] = "append"
         elif option.kind is not str:
             settings["type"] = option.kind
-        settings["choices"] = option.choices
+        settings["choices"] = option.choices if option.closed else None
         if option.metavar:
             settings["metavar"] = option.metavar
     target.add_argument(*option.spellings(), **settings)

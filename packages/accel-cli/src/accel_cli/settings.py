@@ -14,7 +14,8 @@ from accel_core.protocols.command import LaunchSpec
 from .config_file import FromFile
 from .discovery import offers
 from .hardware import Accelerators, accelerators, cpus, visible
-from .later import REASON, refused_options
+from .impossible import check_devices, check_number, impossible
+from .later import REASON, refused_features, refused_options
 
 ELASTIC_ONLY = {
     "max_restarts": "0",
@@ -26,20 +27,11 @@ ELASTIC_ONLY = {
 }
 """What only the elastic launcher can do, and the value that asks for nothing."""
 
-_AT_LEAST = {
-    "num_processes": 1,
-    "num_machines": 1,
-    "machine_rank": 0,
-    "num_cpu_threads_per_process": 1,
-    "gradient_accumulation_steps": 1,
-    "max_restarts": 0,
-}
 _RUN_OPTIONS = {
     "mixed_precision": "mixed_precision",
     "cpu": "cpu",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "debug": "debug",
-    "enable_cpu_affinity": "cpu_affinity",
 }
 """Options that every process is told through the environment contract, and their field there."""
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -65,10 +57,10 @@ def plan(
     """
     env = os.environ if environ is None else environ
     settings = {**file.options, **given}
-    _raise([*refused_options(given), *_impossible(settings)])
+    _raise([*refused_options(given), *impossible(settings)])
     resolved = _resolve(given, file, env)
     run = RunConfig(**resolved.values())
-    _raise(_precision(resolved))
+    _raise([*refused_features(run, resolved), *_precision(resolved)])
     wanted = _sizes(settings, env, accelerators(env), cpu=bool(run.cpu))
     extra = _elastic_only(settings)
     if wanted.placed and extra:
@@ -76,7 +68,7 @@ def plan(
             f"mpirun started the processes, so nobody is there to honour {', '.join(sorted(extra))}",
             fix="leave these options out, or start without mpirun",
         )
-    several = wanted.processes > 1 or wanted.machines > 1 or bool(extra)
+    several = wanted.processes > 1 or wanted.machines > 1 or bool(extra) or _worker(env)
     spec = LaunchSpec(
         script=command[0],
         arguments=tuple(command[1:]),
@@ -114,8 +106,17 @@ def _sizes(
     if _mpi_size(env, settings):
         return _Sizes(1, 1, selection, placed=True)
     machines = settings.get("num_machines", 1)
+    if selection and not cpu:
+        check_devices(ids, present)
     available = visible(selection.get(present.visible), present.usable) if present.usable and not cpu else 0
     processes = settings.get("num_processes") or max(1, available) * machines
+    check_number(processes // machines)
+    if _worker(env) and machines == 1 and "num_processes" not in settings:
+        raise LaunchError(
+            "This process belongs to a running job already, so it is not clear what is to be started",
+            where=f"rank {env.get('RANK')} of {env.get('WORLD_SIZE')}, started by torchrun or accel launch",
+            fix="to go on as this rank, run it with python; to start another job, give --num_processes",
+        )
     local = processes // machines
     required = available or selection or settings.get("multi_gpu")
     if not cpu and present.counted and required and local > available:
@@ -132,22 +133,6 @@ def _sizes(
 def _elastic_only(settings: Mapping[str, Any]) -> dict[str, str]:
     asked = {name: str(settings[name]) for name in ELASTIC_ONLY if name in settings}
     return {name: value for name, value in asked.items() if value not in ("", ELASTIC_ONLY[name])}
-
-
-def _impossible(settings: Mapping[str, Any]) -> list[Fault]:
-    faults = [
-        Fault(name, settings[name], f"must be at least {least}")
-        for name, least in _AT_LEAST.items()
-        if name in settings and settings[name] < least
-    ]
-    port = settings.get("main_process_port")
-    if port is not None and not 0 <= port <= 65535:
-        faults.append(Fault("main_process_port", port, "must be between 0 and 65535"))
-    if settings.get("monitor_interval", 1.0) <= 0:
-        faults.append(Fault("monitor_interval", settings["monitor_interval"], "must be more than 0 seconds"))
-    if settings.get("cpu") and settings.get("multi_gpu"):
-        faults.append(Fault("multi_gpu", True, "contradicts --cpu", "keep the one that is meant"))
-    return faults
 
 
 def _raise(faults: list[Fault]) -> None:
@@ -200,6 +185,14 @@ def _mpi_size(env: Mapping[str, str], settings: Mapping[str, Any]) -> int:
             fix=f"leave --num_processes out, or make it {size}",
         )
     return size
+
+
+def _worker(env: Mapping[str, str]) -> bool:
+    """Return whether torch's elastic launcher started this process as one rank of several.
+
+    What is started from here gets places of its own, or it would take part in that job unasked.
+    """
+    return "TORCHELASTIC_RUN_ID" in env and env.get("WORLD_SIZE", "1") != "1"
 
 
 def _threads(

@@ -18,7 +18,8 @@ from ..options import add_groups
 
 _EPILOG = """\
 Every option can be written with underscores or with dashes. What is not given is taken from the
-config file, then from the defaults. Everything after the script belongs to the script.
+environment (ACCELERATE_*), then the config file, then the defaults. Everything after the script
+belongs to the script.
 
 Understood, but refused in this version, because it would be ignored: the options of """
 

@@ -46,7 +46,21 @@ def main(arguments: Sequence[str]) -> int:
                 f"accel launch: stopped by {stopped.sigval.name}, and so were its processes.", file=sys.stderr
             )
         return 128 + stopped.sigval
+    except (OSError, RuntimeError, ValueError) as error:
+        # Torch's own refusals: a rendezvous that it does not know, an address where nobody answers.
+        if "--debug" in mode:
+            raise
+        print(f"accel launch: error: {_plain(error)}\n  fix:   {_OWN_ERROR_FIX}", file=sys.stderr)
+        return 1
     return 0
+
+
+_OWN_ERROR_FIX = "check the options of the rendezvous; --debug shows where in torch's launcher this happened"
+
+
+def _plain(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def first_failure(error: ChildFailedError) -> int:

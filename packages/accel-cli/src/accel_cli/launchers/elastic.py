@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from accel_core.errors import LaunchError
@@ -59,6 +60,9 @@ class ElasticLauncher:
                 fix="give --main_process_ip and --main_process_port, the same on every machine",
             )
         check_target(spec)
+        check_folder(spec.options.get("log_dir", ""))
+        if spec.num_machines == 1 and spec.main_address:
+            check_address(spec.main_address)
         if spec.main_port and spec.machine_rank == 0:
             check_port(spec.main_port)
 
@@ -115,4 +119,39 @@ def check_port(port: int) -> None:
             ) from error
 
 
-__all__ = ["OPTIONS", "ElasticLauncher", "check_port", "torchrun_arguments"]
+def check_address(address: str) -> None:
+    """Raise LaunchError when ``address``, where the only machine is to be found, is not this machine.
+
+    The processes would wait for each other there for a quarter of an hour.
+    """
+    import socket
+
+    where = "--main_process_ip (or main_process_ip in the config file)"
+    fix = "leave it out on one machine; for several, give --num_machines and --machine_rank too"
+    try:
+        found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise LaunchError(
+            f"The address {address!r} is not known here: {error}", where=where, fix=fix
+        ) from error
+    for family, kind, protocol, _, place in found:
+        with suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.bind(place)
+            return
+    raise LaunchError(f"The address {address!r} is not that of this machine", where=where, fix=fix)
+
+
+def check_folder(path: str) -> None:
+    """Raise LaunchError when nothing can be written under ``path``, which need not exist yet."""
+    if not path:
+        return
+    there = os.path.abspath(path)
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise LaunchError(f"{there!r} is a file", where=f"--log_dir {path}", fix="name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise LaunchError(f"{there!r} cannot be written to by this user", where=f"--log_dir {path}")
+
+
+__all__ = ["OPTIONS", "ElasticLauncher", "check_address", "check_folder", "check_port", "torchrun_arguments"]

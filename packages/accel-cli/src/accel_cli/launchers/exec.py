@@ -50,8 +50,9 @@ class ExecLauncher:
 def become(words: list[str], environment: dict[str, str]) -> NoReturn:
     """Replace this process by ``words``; raise LaunchError when the system refuses."""
     # What was printed before must not be lost with this process, nor come after the script's own.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # whoever started us may have closed it
+            stream.flush()
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606  (there is no shell to inject into)
     except OSError as error:

@@ -55,6 +55,13 @@ DYNAMO_MODE: Codec = choice("default", "reduce-overhead", "max-autotune", "max-a
 """The modes of ``torch.compile``."""
 
 
+_FEATURES = (
+    *("cpu_affinity", "downcast_bf16", "dynamo_backend"),
+    *("use_fsdp", "use_deepspeed", "use_megatron_lm", "use_parallelism_config"),
+)
+"""The fields of `RunConfig` that switch a feature on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig(Record):
     """The settings that every run has. Each field names its variable and the flag of ``launch`` for it."""
@@ -87,3 +94,11 @@ class RunConfig(Record):
         ACCELERATE_USE_PARALLELISM_CONFIG, BOOL, flag="--use_parallelism_config"
     )
     fork_launched: bool | None = variable(FORK_LAUNCHED, BOOL)
+
+    def features(self) -> dict[str, object]:
+        """Return, by field, what is asked for beyond processes, precision and accumulation.
+
+        Whoever reads these settings and lacks one of these must refuse it, not run without it.
+        """
+        said = {name: getattr(self, name) for name in _FEATURES}
+        return {name: value for name, value in said.items() if value not in (None, False, "NO")}
