@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
 from collections.abc import Sequence
 
 RUNS = 7
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""An installed program finds its modules compiled; where this is set, ours would be compiled in each run."""
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
     """Run ``command`` once; return the CPU seconds of it and of every process that it waited for."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}:\n{done.stderr}")

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from commands import RUNS, in_turn
+from commands import ENVIRONMENT, RUNS, in_turn
 
 HERE = Path(__file__).parent
 IN_SECONDS = ("--help", "launch of a no-op script", "import and touch Accelerator")
@@ -76,9 +76,11 @@ def imported(python: str, library: str) -> dict[str, float]:
         f"import {library}; {library}.Accelerator; print(middle - start, time.process_time() - middle)"
     )
     runs = [
-        subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(RUNS)
-    ]
+        subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
+        ).stdout.split()
+        for _ in range(RUNS + 1)
+    ][1:]
     plain, added = (statistics.median(map(float, column)) for column in zip(*runs, strict=True))
     return {"plain": plain, "prepared": plain + added, "added": added}
 
