@@ -65,6 +65,9 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
     ...     optimizer.step()
     ...     optimizer.zero_grad()
 
+    ``strategy``, ours: how processes share models, by the name under which an installed package offers
+    it; by default alone on one process, data-parallel on several.
+
     Raises ConfigError, UnknownNameError or CapabilityError for settings that are wrong, unknown or
     impossible here, and StateError when this process was set up differently before.
     """
@@ -92,6 +95,8 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         dynamo_plugin: Any = None,
         deepspeed_plugins: Any = None,
         parallelism_config: Any = None,
+        *,
+        strategy: str | None = None,
     ) -> None:
         resolve.refuse_missing_features(
             deepspeed_plugin=deepspeed_plugin,
@@ -117,10 +122,10 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         )
         self.device_placement = device_placement
         self.step_scheduler_with_optimizer = step_scheduler_with_optimizer
-        self._start(cpu)
+        self._start(cpu, strategy)
         self._registry = Registry()
 
-    def _start(self, cpu: bool) -> None:
+    def _start(self, cpu: bool, strategy: str | None) -> None:
         """Join the processes, then build what the loop calls into. The order is the dependency."""
         settings = self._settings
         self.state = AcceleratorState(
@@ -132,7 +137,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         process = self._process = process_state()
         self._precision: Precision = resolve.precision(settings.mixed_precision, process)
         self.scaler: Scaler | None = self._precision.scaler(**self._handler("scaler"))
-        self._strategy: Strategy = resolve.strategy(process, self._precision, settings.handlers)
+        self._strategy: Strategy = resolve.strategy(process, self._precision, settings.handlers, strategy)
         self._collectives = process.collectives
         self.gradient_state = GradientState(settings.accumulation)
         self._window = self.gradient_state.window

@@ -165,9 +165,14 @@ def precision(name: str, process: ProcessState) -> Precision:
     return policy
 
 
-def strategy(process: ProcessState, policy: Precision, handlers: Mapping[str, Any]) -> Strategy:
-    """Return how the processes share models: data-parallel when there are several."""
-    name = "single" if process.topology.world_size == 1 else "ddp"
+def strategy(
+    process: ProcessState, policy: Precision, handlers: Mapping[str, Any], name: str | None = None
+) -> Strategy:
+    """Return how the processes share models: as ``name`` says, else data-parallel when there are several.
+
+    Raises UnknownNameError or NotInstalledError for a name that no installed package offers.
+    """
+    name = name or ("single" if process.topology.world_size == 1 else "ddp")
     context = StrategyContext(
         device=process.device,
         hardware=process.hardware,

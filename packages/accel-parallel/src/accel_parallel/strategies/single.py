@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel_core.errors import CapabilityError
 from accel_core.protocols import StrategyBase, StrategyContext, Unit
 from accel_parallel.gradients import TorchGradients
 from accel_parallel.inspection import check_not_meta, check_not_shared, check_owners
@@ -27,7 +28,17 @@ class Single(StrategyBase):
         self.states = PlainState(context.collectives)
 
     def check(self, unit: Unit) -> None:
-        """Raise PrepareError for models without values or shared already, and for stray optimizers."""
+        """Raise PrepareError for models without values or shared already, and for stray optimizers.
+
+        Raises CapabilityError on several processes: each would train a model of its own.
+        """
+        if self.batches.world_size > 1:
+            raise CapabilityError(
+                f"The strategy {self.name!r} does not share a model between processes; each of the"
+                f" {self.batches.world_size} would train another one",
+                where=f"rank {self.batches.rank}, unit {unit.name!r}",
+                fix="use a strategy for several processes, for example 'ddp'",
+            )
         check_not_meta(unit)
         check_not_shared(unit)
         check_owners(unit)
