@@ -70,6 +70,35 @@ def test_other_ways_to_cut_the_data(world: int, options: dict[str, Any], style: 
             assert values == list(range(count)), f"{count} samples"
 
 
+class Batches(IterableDataset[torch.Tensor]):
+    """A stream that makes its own batches, of three samples each."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(torch.arange(3 * self.count).split(3))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("options", [{}, {"dispatch_batches": True}], ids=["sharded", "dispatch"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streams_of_whole_batches(world: int, options: dict[str, Any], workers: int, pool: Any) -> None:
+    def evaluate() -> list[list[int]]:
+        from accel import Accelerator
+        from accel.utils import DataLoaderConfiguration
+
+        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
+        found = []
+        for count in (1, 2, 3, 5):
+            loader = accelerator.prepare(DataLoader(Batches(count), batch_size=None, num_workers=workers))
+            found.append([i for batch in loader for i in accelerator.gather_for_metrics(batch).tolist()])
+        return found
+
+    for found in pool.run(world, evaluate):
+        assert found == [list(range(3 * count)) for count in (1, 2, 3, 5)]
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_nested_evaluation_and_early_break(world: int, pool: Any) -> None:
     """Evaluating inside an epoch, also when that loop is left early, changes nothing in either loop."""

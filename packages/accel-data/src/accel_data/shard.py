@@ -150,7 +150,7 @@ class DataLoaderShard(PreparedLoader):
     def _watched(self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
         stream: Any = self.dataset
-        cursor.world_batch = stream.round_size if self.batch_size is not None else None
+        full = stream.round_size if self.batch_size is not None else None
         vote = plan.collectives.vote
         place: Place | None = None
         window.push(cursor)
@@ -166,7 +166,8 @@ class DataLoaderShard(PreparedLoader):
                 upcoming, ballots = batches.take()
                 if all(ballot == _HAS for ballot in ballots):
                     batches.announce()
-                batch, cursor.valid = current
+                batch, counts = current
+                cursor.valid, cursor.world_batch = (None, full) if counts is None else counts
                 cursor.end = all(ballot == _ENDED for ballot in ballots)
                 cursor.remaining = 1 if cursor.end else None
                 yield batch if place is None else place(batch)

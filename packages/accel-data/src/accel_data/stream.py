@@ -98,15 +98,15 @@ class IterableDatasetShard(IterableDataset[Any]):
         return full * self.local_size + (self.local_size if self.even_batches else mine)
 
     def __iter__(self) -> Iterator[Any]:
-        for samples, valid in self._rounds():
-            if valid is not None and self.marks:
+        for samples, counts in self._rounds():
+            if counts is not None and self.marks:
                 for sample in samples:
-                    yield Marked(sample, valid)
+                    yield Marked(sample, counts)
             else:
                 yield from samples
 
-    def _rounds(self) -> Iterator[tuple[list[Any], int | None]]:
-        """Yield this rank's part of each round, and the real samples in it where some are padding."""
+    def _rounds(self) -> Iterator[tuple[list[Any], Counts | None]]:
+        """Yield this rank's part of each round, and the counts of a round where some samples are padding."""
         stream, share, turn = _open_stream(self.dataset)
         size, stride = self.local_size, self.round_size
         mine = slice(self.process_index * size, (self.process_index + 1) * size)
@@ -114,40 +114,48 @@ class IterableDatasetShard(IterableDataset[Any]):
         number = 0
         while block := list(islice(stream, stride)):
             first = first or block
-            valid = None
+            counts = None
             if len(block) < stride:
                 if self.drop_last:
                     return
                 if self.even_batches and self.num_processes > 1:
-                    valid = len(block) if self.measure is None else sum(map(self.measure, block))
+                    valid = self._count(block)
                     block.extend(islice(cycle(list(first)), stride - len(block)))
+                    counts = valid, self._count(block)
             if number % share == turn and block[mine]:
-                yield block[mine], valid
+                yield block[mine], counts
             number += 1
+
+    def _count(self, block: list[Any]) -> int:
+        return len(block) if self.measure is None else sum(map(self.measure, block))
+
+
+Counts = tuple[int, int]
+"""The real samples of a round over all ranks, and all of them, padding included."""
 
 
 class Marked:
-    """A sample of a completed round, with the number of real samples in that round over all ranks."""
+    """A sample of a completed round, with the counts of that round."""
 
-    __slots__ = ("sample", "valid")
+    __slots__ = ("counts", "sample")
 
-    def __init__(self, sample: Any, valid: int) -> None:
+    def __init__(self, sample: Any, counts: Counts) -> None:
         self.sample = sample
-        self.valid = valid
+        self.counts = counts
 
 
 class CarryValidity:
-    """Collate as the user does, and return the batch with the validity that its samples carry."""
+    """Collate as the user does, and return the batch with the counts that its samples carry."""
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, data: Any) -> tuple[Any, int | None]:
-        """Return ``(batch, valid)``."""
+    def __call__(self, data: Any) -> tuple[Any, Counts | None]:
+        """Return ``(batch, counts)``; None for a batch without padding."""
         if isinstance(data, Marked):
-            return self.collate(data.sample), data.valid
+            return self.collate(data.sample), data.counts
         if isinstance(data, list) and data and isinstance(data[-1], Marked):
-            return self.collate([marked.sample for marked in data]), data[-1].valid
+            return self.collate([marked.sample for marked in data]), data[-1].counts
         return self.collate(data), None
 
 
