@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from accel_core.nested import leaves, rebuild_mapping, rebuild_sequence
+from accel_core.moving import move
+from accel_core.nested import leaves
 
 Place = Callable[[Any], Any]
 
@@ -22,28 +24,8 @@ def _is_on(batch: Any, device: torch.device) -> bool:
 
 
 def mover(device: torch.device, *, non_blocking: bool = False) -> Place:
-    """Return a function that moves a batch to ``device``.
-
-    Containers keep their classes; an object with its own ``to`` method moves itself; the rest stays as it is.
-    """
-
-    def place(data: Any) -> Any:
-        if isinstance(data, torch.Tensor):
-            return data.to(device, non_blocking=non_blocking)
-        own = getattr(data, "to", None)
-        if callable(own):
-            # Not every class with a ``to`` knows of non-blocking copies.
-            try:
-                return own(device, non_blocking=non_blocking)
-            except TypeError:
-                return own(device)
-        if isinstance(data, (list, tuple)):
-            return rebuild_sequence(data, map(place, data))
-        if isinstance(data, Mapping):
-            return rebuild_mapping(data, {key: place(value) for key, value in data.items()})
-        return data
-
-    return place
+    """Return a function that moves a batch to ``device``, as `accel_core.moving.move` does."""
+    return partial(move, device=device, non_blocking=non_blocking)
 
 
 def placement(first: Any, device: torch.device | None, *, non_blocking: bool = False) -> Place | None:
