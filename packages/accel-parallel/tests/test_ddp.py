@@ -1,5 +1,6 @@
 """Data parallelism against plain PyTorch on the whole batch, on real gloo processes."""
 
+import warnings
 from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 
@@ -343,6 +344,18 @@ def what_stays_bare():
 
 def test_evaluation_and_frozen_models_are_not_wrapped(pool):
     assert pool.run_in_group(2, what_stays_bare) == [(True, True, True, True)] * 2
+
+
+def warned_by_defaults():
+    defaults = SimpleNamespace(dim=0, broadcast_buffers=True, bucket_cap_mb=25, check_reduction=False)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        strategy(ddp=defaults).wrap(Unit(name="m", model=network()))
+    return [str(warning.message) for warning in seen]
+
+
+def test_settings_left_at_their_defaults_are_not_warned_of(pool):
+    assert pool.run_in_group(2, warned_by_defaults) == [[], []]
 
 
 class Mapped(nn.Linear):

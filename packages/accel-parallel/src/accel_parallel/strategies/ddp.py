@@ -21,16 +21,19 @@ from accel_parallel.placement import place
 from accel_parallel.states import PlainState
 from accel_parallel.watch import ReductionWatch
 
-_PASSED_ON = (
-    "dim",
-    "broadcast_buffers",
-    "bucket_cap_mb",
-    "find_unused_parameters",
-    "check_reduction",
-    "gradient_as_bucket_view",
-    "static_graph",
-)
-"""The fields of ``DistributedDataParallelKwargs`` that torch's container takes by the same name."""
+_PASSED_ON = {
+    "dim": 0,
+    "broadcast_buffers": True,
+    "bucket_cap_mb": 25,
+    "find_unused_parameters": False,
+    "check_reduction": False,
+    "gradient_as_bucket_view": False,
+    "static_graph": False,
+}
+"""The fields of ``DistributedDataParallelKwargs`` that torch's container takes by the same name.
+
+Their defaults are torch's and are left to it: it warns of some arguments as soon as they are given.
+"""
 
 
 class DataParallel(StrategyBase):
@@ -135,7 +138,8 @@ def _arguments(settings: Any) -> dict[str, Any]:
                 where="DistributedDataParallelKwargs",
                 fix=f"leave {name} out",
             )
-    return {name: getattr(settings, name) for name in _PASSED_ON if hasattr(settings, name)}
+    given = {name: getattr(settings, name) for name in _PASSED_ON if hasattr(settings, name)}
+    return {name: value for name, value in given.items() if value != _PASSED_ON[name]}
 
 
 __all__ = ["DataParallel"]
