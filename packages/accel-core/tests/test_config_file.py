@@ -308,3 +308,33 @@ def test_yaml_is_imported_only_when_a_file_is_read(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: " + "[" * 5000, "is nested too deeply"),
+        ("num_processes: [1]", "num_processes"),
+        ("mixed_precision: [bf16]", "mixed_precision"),
+        ("use_cpu: {a: 1}", "use_cpu"),
+        ("? {a: 1}\n: 3", "line 1"),
+        ("a: !!python/name:os.system", "constructor"),
+        ("a: 1\n---\nb: 2", "document"),
+        ("a: \x00", "special characters"),
+    ],
+    ids=["deep", "list", "list of names", "table", "key", "tag", "two documents", "nul"],
+)
+def test_what_no_one_would_write_is_a_fault_too(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said):
+        read_config(write(tmp_path, text))
+
+
+def test_a_file_of_something_else_is_answered_in_a_few_lines(tmp_path):
+    text = "\n".join(f"k{number}: {'x' * 1000}" for number in range(500))
+    with pytest.raises(ConfigError) as caught:
+        read_config(write(tmp_path, text))
+    lines = str(caught.value).splitlines()
+    assert len(lines) < 30
+    assert lines[-1].strip(" -.") == "and 480 more"
+    assert "x" * 300 not in str(caught.value)
+    assert len(caught.value.faults) == 500

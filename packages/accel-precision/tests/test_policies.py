@@ -220,3 +220,18 @@ def test_an_unknown_name_is_told_with_the_nearest():
 def test_the_entry_points_are_the_classes():
     found = [plugins.find(plugins.PRECISIONS, name) for name in NAMES]
     assert found == [FullPrecision, Float16, BFloat16]
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_how_autocast_behaves_in_a_converted_model_can_be_set(name):
+    class Looks(Network):
+        def forward(self, x):
+            self.cached = torch.is_autocast_cache_enabled()
+            return super().forward(x)
+
+    seen = []
+    for options in ({}, {"enabled": False}, {"cache_enabled": False}):
+        model = plugins.find(plugins.PRECISIONS, name)(CPU, **options).convert(Looks())
+        model(torch.ones(1, 3))
+        seen.append((model.computed, model.cached))
+    assert seen == [(HALF[name], True), (torch.float32, True), (HALF[name], False)]

@@ -85,6 +85,9 @@ def test_the_environment_names_the_device(monkeypatch):
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
     assert process.start().device.type == "cpu"
     process.reset()
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "garbage")
+    with pytest.raises(ConfigError, match="ACCELERATE_TORCH_DEVICE='garbage'"):
+        process.start()
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert process.start().device.type == "cpu"

@@ -71,7 +71,17 @@ class Fault:
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.field}={self.value!r}: {self.reason}" + (f" ({self.fix})" if self.fix else "")
+        return f"{self.field}={_short(self.value)}: {self.reason}" + (f" ({self.fix})" if self.fix else "")
+
+
+_MOST_FAULTS = 20
+_MOST_LETTERS = 200
+
+
+def _short(value: object) -> str:
+    """Return ``value`` as Python writes it; a terminal is no place for the whole of a huge one."""
+    text = repr(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 class ConfigError(AccelError, ValueError):
@@ -82,9 +92,11 @@ class ConfigError(AccelError, ValueError):
         self.faults = tuple(faults)
         if len(self.faults) == 1:
             fault = self.faults[0]
-            super().__init__(f"{owner}: {fault.field}={fault.value!r}: {fault.reason}", fix=fault.fix)
+            super().__init__(f"{owner}: {fault.field}={_short(fault.value)}: {fault.reason}", fix=fault.fix)
         else:
-            lines = "".join(f"\n  - {fault}" for fault in self.faults)
+            lines = "".join(f"\n  - {fault}" for fault in self.faults[:_MOST_FAULTS])
+            if len(self.faults) > _MOST_FAULTS:
+                lines += f"\n  - and {len(self.faults) - _MOST_FAULTS} more"
             super().__init__(f"{owner}: {len(self.faults)} settings are wrong:{lines}")
 
 

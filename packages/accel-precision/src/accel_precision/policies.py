@@ -25,19 +25,28 @@ class AutocastForward:
     """
 
     def __init__(
-        self, forward: Callable[..., Any], device_type: str, dtype: torch.dtype, *, own: bool
+        self,
+        forward: Callable[..., Any],
+        device_type: str,
+        dtype: torch.dtype,
+        *,
+        own: bool,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
     ) -> None:
         update_wrapper(self, forward)
         self.__wrapped__ = forward
         self.device_type = device_type
         self.dtype = dtype
+        self.enabled = enabled
+        self.cache_enabled = cache_enabled
         self.own = own
         """The module had a ``forward`` of its own, beside its class's, that must come back."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the original forward under autocast and return its outputs in fp32."""
         # A new context per call: one object cannot be entered twice, and modules may call themselves.
-        with torch.autocast(self.device_type, self.dtype):
+        with torch.autocast(self.device_type, self.dtype, self.enabled, self.cache_enabled):
             outputs = self.__wrapped__(*args, **kwargs)
         return convert_to_fp32(outputs)
 
@@ -47,7 +56,9 @@ class FullPrecision:
 
     name = "no"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, *, enabled: bool = True, cache_enabled: bool | None = None
+    ) -> None:
         self.device = device
 
     def plan(self) -> PrecisionPlan:
@@ -79,15 +90,20 @@ class FullPrecision:
 class AutocastPrecision:
     """Compute in a half-precision ``dtype`` where torch deems it safe; parameters stay as they are.
 
-    ``needs`` are the capabilities that the device must have.
+    ``needs`` are the capabilities that the device must have. ``enabled`` and ``cache_enabled`` are those of
+    ``torch.autocast``, for the models that are converted.
     """
 
     name: str
     dtype: torch.dtype
     needs: tuple[str, ...]
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, *, enabled: bool = True, cache_enabled: bool | None = None
+    ) -> None:
         self.device = device
+        self._enabled = enabled
+        self._cache_enabled = cache_enabled
 
     def plan(self) -> PrecisionPlan:
         """Return half precision to compute in, fp32 for reductions and outputs, storage as it is."""
@@ -121,7 +137,14 @@ class AutocastPrecision:
                 )
             return model
         own = present is not None
-        model.__dict__["forward"] = AutocastForward(model.forward, self.device.type, self.dtype, own=own)
+        model.__dict__["forward"] = AutocastForward(
+            model.forward,
+            self.device.type,
+            self.dtype,
+            own=own,
+            enabled=self._enabled,
+            cache_enabled=self._cache_enabled,
+        )
         return model
 
     def restore(self, model: nn.Module) -> nn.Module:

@@ -312,7 +312,14 @@ def _named_in(settings: RunConfig) -> torch.device | None:
     """Return the device that the environment names (``ACCELERATE_USE_CPU``, ``ACCELERATE_TORCH_DEVICE``)."""
     if settings.cpu:
         return torch.device("cpu")
-    return torch.device(settings.torch_device) if settings.torch_device else None
+    if not settings.torch_device:
+        return None
+    try:
+        return torch.device(settings.torch_device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        fault = Fault("ACCELERATE_TORCH_DEVICE", settings.torch_device, reason, "name one such as cuda:1")
+        raise ConfigError("environment", [fault]) from error
 
 
 def _hardware(asked: torch.device | None) -> Device:

@@ -76,7 +76,7 @@ def read_config(path: str | os.PathLike[str]) -> ConfigFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        fix = "check the path, or write the file with accel config"
+        fix = "check the path"
         raise ConfigError(
             "configuration file", [Fault("path", str(path), f"cannot be read: {reason}", fix)]
         ) from error
@@ -148,6 +148,9 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int], list[
         raise ConfigError(
             f"configuration file {path}", [Fault(where, line, f"is no YAML: {reason}")]
         ) from error
+    except RecursionError:
+        nested = Fault("contents", f"{text[:40]}...", "is nested too deeply")
+        raise ConfigError(f"configuration file {path}", [nested]) from None
     if not isinstance(data, dict):
         raise ConfigError(f"configuration file {path}", [Fault("contents", data, "must be keys with values")])
     return data, lines, found

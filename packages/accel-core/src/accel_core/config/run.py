@@ -40,13 +40,13 @@ class DataLoaderConfiguration(Config):
     split_batches: bool = False
     """The loader's batch size is that of all ranks together."""
     dispatch_batches: bool | None = None
-    """Rank 0 reads and hands out; None means so for iterable datasets only."""
+    """Rank 0 reads and hands out; None means no: every rank reads, iterable datasets too."""
     even_batches: bool = True
     """Samples from the start fill up the last batch, so that all ranks have the same number of batches."""
     use_seedable_sampler: bool = False
-    """Shuffling depends on seed and epoch alone."""
+    """Of a generator of your own only the seed is taken; without one this changes nothing."""
     data_seed: int | None = None
-    """The seed of that shuffling; None takes the current one."""
+    """The seed of shuffling; None takes one from torch's generator on rank 0."""
     non_blocking: bool = False
     """Copies to the device overlap with computing; needs pinned memory to have an effect."""
     use_stateful_dataloader: bool = False

@@ -32,12 +32,12 @@ def decode(codec: Codec, value: object) -> Any:
     """
     if isinstance(value, bool):
         text = "yes" if value else "no"
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)) and codec in (TEXT, NAMES):
         text = ",".join(map(str, value))
     elif isinstance(value, (str, int, float)):
         text = str(value)
     else:
-        raise ValueError(f"must be {codec.kind}")  # noqa: TRY004  (one kind of fault to the caller)
+        raise ValueError(f"must be {codec.kind}")
     parsed = codec.parse(text)
     codec.check(parsed)
     return parsed

@@ -59,7 +59,11 @@ class Scaler(Protocol):
 
 @runtime_checkable
 class Precision(Protocol):
-    """What dtype computes, is reduced and is stored, and how a model is made to do so."""
+    """What dtype computes, is reduced and is stored, and how a model is made to do so.
+
+    Its factory takes a ``torch.device``. One that lets the user decide how autocast behaves in the models
+    that it converts also takes ``enabled`` and ``cache_enabled`` by name, as those of ``torch.autocast``.
+    """
 
     name: str
     """``"no"``, ``"fp16"``, ``"bf16"``, ``"fp8"`` or a third party's."""
