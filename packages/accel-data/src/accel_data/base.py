@@ -13,7 +13,7 @@ from accel_core.window import LoaderCursor
 
 from .batches import BatchSamplerShard, Tail
 from .plan import LoaderPlan
-from .samplers import SeedableRandomSampler
+from .samplers import SeedableRandomSampler, samplers_of
 from .stream import IterableDatasetShard
 
 
@@ -154,15 +154,8 @@ class PreparedLoader(DataLoader[Any]):
 
     def _tell_all(self, epoch: int) -> None:
         """Tell the epoch to every sampler and to the dataset, each once."""
-        told: list[Any] = []
-        pending = [self.batch_sampler, self.sampler]
-        while pending:
-            target = pending.pop()
-            if target is None or any(target is other for other in told):
-                continue
-            told.append(target)
-            self._tell(target, epoch)
-            pending += [getattr(target, "sampler", None), getattr(target, "batch_sampler", None)]
+        for sampler in samplers_of(self):
+            self._tell(sampler, epoch)
         if self._tell(getattr(self.dataset, "unsharded", self.dataset), epoch):
             # Living workers hold an older copy of the dataset; new ones get the present one.
             self._iterator = None

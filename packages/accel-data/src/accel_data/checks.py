@@ -10,19 +10,8 @@ from accel_core.errors import AlreadyShardedError, PrepareError
 
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
+from .samplers import samplers_of
 from .stream import IterableDatasetShard
-
-
-def samplers_of(loader: DataLoader[Any]) -> list[Any]:
-    """Return every sampler and batch sampler of ``loader``, each once, outermost first."""
-    found: list[Any] = []
-    pending = [loader.batch_sampler, loader.sampler]
-    while pending:
-        sampler = pending.pop(0)
-        if sampler is not None and not any(sampler is other for other in found):
-            found.append(sampler)
-            pending += [getattr(sampler, "batch_sampler", None), getattr(sampler, "sampler", None)]
-    return found
 
 
 def check_loader(loader: Any, num_processes: int) -> None:
@@ -121,4 +110,4 @@ def mesh_place(mesh: Any) -> tuple[int, int]:
     return ranks, rank
 
 
-__all__ = ["check_in_order", "check_iteration", "check_loader", "mesh_place", "samplers_of"]
+__all__ = ["check_in_order", "check_iteration", "check_loader", "mesh_place"]

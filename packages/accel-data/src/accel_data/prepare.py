@@ -15,10 +15,10 @@ from accel_core.window import GradientWindow
 
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
-from .checks import check_in_order, check_iteration, check_loader, mesh_place, samplers_of
+from .checks import check_in_order, check_iteration, check_loader, mesh_place
 from .order import fresh_seed
 from .plan import LoaderPlan, Seeding, Synchronize, check_rng_types
-from .samplers import SeedableRandomSampler
+from .samplers import SeedableRandomSampler, samplers_of
 from .shard import DataLoaderShard
 from .stream import CarryValidity, IterableDatasetShard, count_rows
 

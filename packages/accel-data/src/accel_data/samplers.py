@@ -1,4 +1,4 @@
-"""A random sampler whose order follows from a seed and an epoch alone."""
+"""The samplers of a loader, and a random one whose order follows from a seed and an epoch alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 from .order import Order, Reading, epoch_seed, fresh_seed, random_order
 
@@ -58,4 +58,16 @@ class SeedableRandomSampler(RandomSampler):
         return iter(order)
 
 
-__all__ = ["SeedableRandomSampler"]
+def samplers_of(loader: DataLoader[Any]) -> list[Any]:
+    """Return every sampler and batch sampler of ``loader``, each once, outermost first."""
+    found: list[Any] = []
+    pending = [loader.batch_sampler, loader.sampler]
+    while pending:
+        sampler = pending.pop(0)
+        if sampler is not None and not any(sampler is other for other in found):
+            found.append(sampler)
+            pending += [getattr(sampler, "batch_sampler", None), getattr(sampler, "sampler", None)]
+    return found
+
+
+__all__ = ["SeedableRandomSampler", "samplers_of"]
