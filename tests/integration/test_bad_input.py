@@ -51,6 +51,22 @@ def orphan_scheduler() -> None:
     start().prepare(torch.optim.lr_scheduler.StepLR(optimizer, 1))
 
 
+def wrapper_of_before() -> None:
+    accelerator = start()
+    model = nn.Linear(2, 2)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    accelerator.free_memory()
+    accelerator.prepare(optimizer)
+
+
+def scheduler_of_before() -> None:
+    accelerator = start()
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    _, scheduler = accelerator.prepare(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    accelerator.free_memory()
+    accelerator.prepare_scheduler(scheduler)
+
+
 def zero_steps() -> None:
     start(gradient_accumulation_steps=0)
 
@@ -82,6 +98,8 @@ CASES: list[tuple[Callable[[], None], str, str]] = [
     (foreign_optimizer, "PrepareError", "belongs to no prepared model"),
     (foreign_optimizer_later, "PrepareError", "belongs to no prepared model"),
     (orphan_scheduler, "PrepareError", "optimizer of StepLR was not prepared"),
+    (wrapper_of_before, "PrepareError", "was prepared by another Accelerator"),
+    (scheduler_of_before, "PrepareError", "the attribute .scheduler holds it"),
     (zero_steps, "ConfigError", "num_steps"),
     (two_numbers_of_steps, "ConfigError", "contradicts GradientAccumulationPlugin(num_steps=4)"),
     (wrong_handler, "ConfigError", "kwargs_handlers[0]"),

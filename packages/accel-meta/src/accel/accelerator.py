@@ -32,6 +32,7 @@ from .preparation import (
     check_ownership,
     form_units,
     optimizers_of,
+    reject_foreign,
     reject_repeats,
     role_of,
     wrap_units,
@@ -178,6 +179,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
             if known is not None or role is None:
                 made[position] = thing if known is None else known
             else:
+                reject_foreign(thing)
                 fresh[role].append((position, thing))
         made.update(self._prepare_units(fresh["model"], fresh["optimizer"], places))
         for position, scheduler in fresh["scheduler"]:
@@ -258,6 +260,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         known = self._registry.made_of(optimizer)
         if isinstance(known, AcceleratedOptimizer):
             return known
+        reject_foreign(optimizer)
         owners = self._registry.parameter_ids()
         if owners:
             check_ownership(optimizer, owners)
@@ -273,6 +276,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         known = registry.made_of(scheduler)
         if isinstance(known, AcceleratedScheduler):
             return known
+        reject_foreign(scheduler)
         split = self._settings.loader.split_batches
         prepared = AcceleratedScheduler(
             scheduler,

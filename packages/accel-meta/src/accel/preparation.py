@@ -89,6 +89,17 @@ def _owned(optimizer: Optimizer) -> Iterator[tuple[int, int, nn.Parameter]]:
             yield group_index, index, parameter
 
 
+def reject_foreign(thing: object) -> None:
+    """Raise PrepareError for a wrapper that this ``Accelerator`` does not know: it would act twice."""
+    if isinstance(thing, (AcceleratedOptimizer, AcceleratedScheduler)):
+        role = "optimizer" if isinstance(thing, AcceleratedOptimizer) else "scheduler"
+        raise PrepareError(
+            f"This {type(thing).__name__} was prepared by another Accelerator, or before free_memory()",
+            where=repr(getattr(thing, role)).splitlines()[0],
+            fix=f"give its own {role} to prepare(): the attribute .{role} holds it",
+        )
+
+
 def check_ownership(optimizer: Optimizer, known: set[int]) -> None:
     """Raise PrepareError when ``optimizer`` updates parameters that no prepared model has.
 
