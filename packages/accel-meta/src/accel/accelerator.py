@@ -24,7 +24,7 @@ from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 from accel_state import AcceleratorState, GradientState, operations, random
 from accel_state.process import start as process_state
 
-from . import metrics, resolve
+from . import arguments, metrics, resolve
 from .accumulation import Accumulate
 from .configuration_api import ConfigurationAPI
 from .preparation import (
@@ -99,16 +99,31 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         *,
         strategy: str | None = None,
     ) -> None:
-        resolve.refuse_missing_features(
-            deepspeed_plugin=deepspeed_plugin,
-            deepspeed_plugins=deepspeed_plugins,
-            fsdp_plugin=fsdp_plugin,
-            torch_tp_plugin=torch_tp_plugin,
-            megatron_lm_plugin=megatron_lm_plugin,
-            dynamo_plugin=dynamo_plugin,
-            dynamo_backend=None if dynamo_backend in (None, "no", "NO") else dynamo_backend,
-            parallelism_config=parallelism_config,
-            log_with=log_with,
+        later = {
+            "deepspeed_plugin": deepspeed_plugin,
+            "deepspeed_plugins": deepspeed_plugins,
+            "fsdp_plugin": fsdp_plugin,
+            "torch_tp_plugin": torch_tp_plugin,
+            "megatron_lm_plugin": megatron_lm_plugin,
+            "dynamo_plugin": dynamo_plugin,
+            "dynamo_backend": None if dynamo_backend in (None, "no", "NO") else dynamo_backend,
+            "parallelism_config": parallelism_config,
+            "log_with": log_with,
+        }
+        arguments.refuse((name for name, value in later.items() if value is not None), "Accelerator(...)")
+        arguments.check(
+            flags={
+                "device_placement": device_placement,
+                "cpu": cpu,
+                "step_scheduler_with_optimizer": step_scheduler_with_optimizer,
+            },
+            objects={
+                "dataloader_config": dataloader_config,
+                "project_config": project_config,
+                "gradient_accumulation_plugin": gradient_accumulation_plugin,
+            },
+            handlers=kwargs_handlers,
+            rng_types=rng_types,
         )
         self._settings = resolve.settings(
             mixed_precision=mixed_precision,
@@ -136,7 +151,7 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
             **self._process_options(),
         )
         process = self._process = process_state()
-        self._precision: Precision = resolve.precision(settings.mixed_precision, process)
+        self._precision: Precision = resolve.precision(settings.mixed_precision, process, settings.handlers)
         self.scaler: Scaler | None = self._precision.scaler(**self._handler("scaler"))
         self._strategy: Strategy = resolve.strategy(process, self._precision, settings.handlers, strategy)
         self._collectives = process.collectives

@@ -23,6 +23,13 @@ class ConfigurationAPI:
     _window: GradientWindow
     _registry: Registry
 
+    if not TYPE_CHECKING:  # a type checker would take every attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            from .later import missing
+
+            raise missing(name)
+
     @property
     def mixed_precision(self) -> str:
         """Return the name of the precision policy."""

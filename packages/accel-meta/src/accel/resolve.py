@@ -6,7 +6,8 @@ Nothing after this compares a name, a type or an enumeration: it calls methods o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from accel_core import plugins
@@ -24,6 +25,8 @@ from accel_core.enums import PrecisionType
 from accel_core.environment import RunConfig
 from accel_core.errors import CapabilityError, ConfigError, Fault
 from accel_core.protocols import Precision, Strategy, StrategyContext
+
+from . import arguments
 
 if TYPE_CHECKING:
     from accel_state.process import ProcessState
@@ -62,29 +65,31 @@ def settings(
 ) -> Settings:
     """Bring arguments and environment together; what code says wins over what the environment says.
 
-    Raises ConfigError where two arguments contradict each other.
+    Raises ConfigError where two arguments contradict each other, CapabilityError for what the environment
+    asks for and this version does not have.
     """
     run = RunConfig.from_environ()
+    arguments.check_environment(run)
     return Settings(
-        mixed_precision=str(mixed_precision)
+        mixed_precision=str(mixed_precision).strip().lower()
         if mixed_precision is not None
         else (run.mixed_precision or "no"),
         accumulation=_accumulation(gradient_accumulation_steps, accumulation, run),
         loader=_loader(loader, split_batches),
         project=_project(project, project_dir),
         handlers=_handlers(handlers or ()),
-        rng_types=("generator",) if rng_types is None else tuple(str(kind) for kind in rng_types),
+        rng_types=arguments.generators(rng_types),
     )
 
 
 def _accumulation(
     steps: int, plugin: GradientAccumulationPlugin | None, run: RunConfig
 ) -> GradientAccumulationPlugin:
-    if plugin is None:
+    if plugin is None or plugin.num_steps is None:
         # The documented default of the argument is 1, so 1 cannot be told from "not given".
-        if steps == 1 and run.gradient_accumulation_steps:
+        if steps in {1, None} and run.gradient_accumulation_steps:
             steps = run.gradient_accumulation_steps
-        return GradientAccumulationPlugin(num_steps=steps)
+        return replace(plugin or GradientAccumulationPlugin(), num_steps=steps)
     if steps not in {1, plugin.num_steps}:
         said = f"GradientAccumulationPlugin(num_steps={plugin.num_steps})"
         raise _contradiction("gradient_accumulation_steps", steps, said, "give the number in one of the two")
@@ -110,6 +115,9 @@ def _project(config: ProjectConfiguration | None, project_dir: str | None) -> Pr
     config = config or ProjectConfiguration(project_dir=project_dir)
     if project_dir is not None and config.project_dir is None:
         config.set_directories(project_dir)
+    if project_dir is not None and config.project_dir != project_dir:
+        said = f"ProjectConfiguration(project_dir={config.project_dir!r})"
+        raise _contradiction("project_dir", project_dir, said, "set it in ProjectConfiguration only")
     return config
 
 
@@ -135,32 +143,27 @@ def _handlers(given: Sequence[KwargsHandler]) -> dict[str, KwargsHandler]:
     return found
 
 
-def refuse_missing_features(**features: object) -> None:
-    """Raise CapabilityError for features that were asked for and that this version does not have.
-
-    An argument that is accepted and then ignored is worse than one that is refused.
-    """
-    asked = sorted(name for name, value in features.items() if value is not None)
-    if asked:
-        known = ", ".join(plugins.names(plugins.STRATEGIES))
-        raise CapabilityError(
-            f"This version of accel does not have what was asked for with {', '.join(asked)}",
-            where="Accelerator(...)",
-            fix=f"leave it out; the strategies here are: {known}",
-        )
-
-
-def precision(name: str, process: ProcessState) -> Precision:
+def precision(name: str, process: ProcessState, handlers: Mapping[str, KwargsHandler]) -> Precision:
     """Return the precision policy called ``name``, checked against the device.
 
-    Raises UnknownNameError, or CapabilityError when nobody installed offers it or the device cannot.
+    Raises UnknownNameError, or CapabilityError when nobody installed offers it, the device cannot, or
+    the policy does not let itself be changed by AutocastKwargs.
     """
     if name in PrecisionType and str(name) not in plugins.offered(plugins.PRECISIONS):
         raise CapabilityError(
             f"No installed package offers the precision {name!r}",
             fix=f"use one of: {', '.join(plugins.names(plugins.PRECISIONS))}",
         )
-    policy: Precision = plugins.find(plugins.PRECISIONS, str(name))(process.device)
+    factory = plugins.find(plugins.PRECISIONS, str(name))
+    autocast = handlers.get("autocast")
+    options = {} if autocast is None else autocast.to_kwargs()
+    if options and not set(options) <= set(signature(factory).parameters):
+        raise CapabilityError(
+            f"The precision {name!r} cannot be changed by AutocastKwargs",
+            where=f"AutocastKwargs with {', '.join(sorted(options))}",
+            fix="leave AutocastKwargs out",
+        )
+    policy: Precision = factory(process.device, **options)
     policy.check(process.hardware)
     return policy
 

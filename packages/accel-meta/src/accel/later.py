@@ -1,0 +1,39 @@
+"""Documented methods of ``Accelerator`` that later versions bring, so that asking for one says so."""
+
+from __future__ import annotations
+
+METHODS = frozenset(
+    {
+        "check_trigger",
+        "deepspeed_ulysses_dl_adapter",
+        "end_training",
+        "get_state_dict",
+        "get_tracker",
+        "init_trackers",
+        "join_uneven_inputs",
+        "load_state",
+        "log",
+        "maybe_context_parallel",
+        "profile",
+        "register_for_checkpointing",
+        "register_load_state_pre_hook",
+        "register_save_state_pre_hook",
+        "save",
+        "save_model",
+        "save_state",
+        "set_trigger",
+        "skip_first_batches",
+        "verify_device_map",
+    }
+)
+
+
+def missing(name: str) -> AttributeError:
+    """Return the error for an attribute ``name`` that an ``Accelerator`` does not have."""
+    text = f"'Accelerator' object has no attribute {name!r}"
+    if name in METHODS:
+        text = f"Accelerator.{name} is not in this version of accel"
+    return AttributeError(text)
+
+
+__all__ = ["METHODS", "missing"]
