@@ -280,26 +280,29 @@ def test_models_taking_turns_within_a_window_are_refused(pool: Any) -> None:
     assert pool.run(1, turns) == [[False, True] * 4 + [True]]
 
 
-def test_clearing_what_was_accumulated_is_refused(pool: Any) -> None:
-    """Clearing first is a habit of plain loops; here it would leave one micro-batch of a window."""
+def test_clearing_over_what_was_never_cleared_is_refused(pool: Any) -> None:
+    """Cleared in the closing micro-batch only: it would leave one micro-batch of a window."""
 
-    def first_thing() -> None:
+    def only_when_closing() -> None:
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         model = network()
         model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
-        for _ in range(2):
+        for _ in range(4):
             with accelerator.accumulate(model):
-                optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    optimizer.zero_grad()
                 accelerator.backward(loss_of(model, samples(SIZE)))
                 optimizer.step()
 
-    for error in pool.failures(1, first_thing):
+    for error in pool.failures(1, only_when_closing):
         assert isinstance(error, StateError)
         assert "the gradients of the 1 micro-batch(es) before it" in str(error)
 
 
-@pytest.mark.parametrize("place", ["before", "after", "dropped"])
-def test_clearing_elsewhere_is_not(place: str, pool: Any) -> None:
+@pytest.mark.parametrize("place", ["before", "first", "first and after", "after", "dropped"])
+def test_clearing_may_stand_anywhere_else(place: str, pool: Any) -> None:
+    """The documents show it first in the micro-batch, last in it, and both."""
+
     def loop() -> list[float]:
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         model = nn.Linear(1, 1, bias=False)
@@ -309,12 +312,14 @@ def test_clearing_elsewhere_is_not(place: str, pool: Any) -> None:
             if place == "before":
                 optimizer.zero_grad()
             with accelerator.accumulate(model):
+                if "first" in place:
+                    optimizer.zero_grad()
                 accelerator.backward(model(torch.full((1, 1), float(number))).sum())
                 if accelerator.sync_gradients:
                     seen.append(float(model.weight.grad))
                 if place != "dropped" or number != 3:
                     optimizer.step()
-                if place != "before":
+                if place not in {"before", "first"}:
                     optimizer.zero_grad()
         return seen
 

@@ -82,7 +82,7 @@ class GradientWindow:
         self.inside = False
         """Whether a micro-batch is being computed."""
         self.filled = False
-        """Whether the latest micro-batch has had a backward."""
+        """Whether the latest micro-batch has had a backward or a step."""
         self._cursors: list[LoaderCursor] = []
 
     # -- moved on by accumulate() ------------------------------------------------------------

@@ -401,7 +401,8 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         chosen = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         if not self._window.sync_gradients:
             return self._strategy.gradients.clip_norm_(chosen, float("inf"), norm_type)
-        self.unscale_gradients(self._optimizers_over(chosen))
+        if self.scaler is not None:
+            self.unscale_gradients(self._optimizers_over(chosen))
         return self._strategy.gradients.clip_norm_(chosen, max_norm, norm_type)
 
     def clip_grad_value_(self, parameters: torch.Tensor | Iterable[torch.Tensor], clip_value: float) -> None:

@@ -60,9 +60,15 @@ class TorchGradients:
         A norm that is not finite makes the gradients so too, as in ``torch.nn.utils.clip_grad_norm_``:
         nothing is hidden.
         """
-        owners = _with_gradients(parameters)
-        if not any(map(_is_sparse, owners)):
-            return clip_grad_norm_(owners, max_norm, norm_type)
+        if not isinstance(parameters, (torch.Tensor, list)):
+            parameters = list(parameters)
+        try:
+            return clip_grad_norm_(parameters, max_norm, norm_type)
+        except (RuntimeError, NotImplementedError):
+            # torch has no norm of sparse gradients, and says so before it changes anything.
+            owners = _with_gradients(parameters)
+            if not any(map(_is_sparse, owners)):
+                raise
         with torch.no_grad():
             elements = [_elements(parameter) for parameter in owners]
             norm = get_total_norm(elements, norm_type)

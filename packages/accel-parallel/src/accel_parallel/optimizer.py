@@ -64,7 +64,7 @@ class AcceleratedOptimizer(Optimizer):
         self._skipped: bool | torch.Tensor = False
         self._unscaled: int | None = None
         """The loss scale, by the count of its updates, that the gradients were divided by; None: by none."""
-        self._stepped = False
+        self._applied = False
         if device_placement:
             place_state(optimizer)
 
@@ -72,9 +72,11 @@ class AcceleratedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step if the window is closed; return what the optimizer returns, or None."""
-        self._stepped = self.window.sync_gradients
-        if not self._stepped:
+        window = self.window
+        if not window.sync_gradients:
             return None
+        # Gradients that are applied are complete, whoever computed them.
+        window.filled = self._applied = True
         if self.scaler is not None:
             return self._step_scaled(closure)
         self._opt_called = True
@@ -106,17 +108,23 @@ class AcceleratedOptimizer(Optimizer):
         return result
 
     def zero_grad(self, set_to_none: bool | None = None) -> None:
-        """Clear gradients if the window is closed; ``set_to_none`` defaults as in the optimizer.
+        """Clear gradients once a window has been applied; ``set_to_none`` defaults as in the optimizer.
 
-        Raises StateError in the micro-batch that closes a window before its backward: what the others
-        have accumulated would be lost.
+        It may stand before the backward or after the step: what a window has accumulated is kept until
+        the window is closed, what was applied is cleared before the next one begins.
+
+        Raises StateError before the backward that closes a window over gradients that were applied and
+        never cleared: they can no longer be told from those of this window.
         """
         window = self.window
         if not window.sync_gradients:
-            self._stepped = False
+            if not (self._applied and window.position == 1 and not window.filled):
+                return
+        elif window.position > 1 and not window.filled:
+            if self._applied:
+                self._refuse_to_drop()
             return
-        if window.position > 1 and not (self._stepped or window.filled):
-            self._refuse_to_drop()
+        self._applied = False
         if self._is_unscaled():
             # The step was left out on purpose; the next gradients are scaled anew.
             self.scaler.update()  # type: ignore[union-attr]
@@ -127,15 +135,13 @@ class AcceleratedOptimizer(Optimizer):
             self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def _refuse_to_drop(self) -> None:
-        if any(parameter.grad is not None for group in self.param_groups for parameter in group["params"]):
-            done = self.window.position - 1
-            raise StateError(
-                "zero_grad() before the backward that closes the window would drop the gradients of the"
-                f" {done} micro-batch(es) before it",
-                where=f"micro-batch {done + 1} of the window, {type(self.optimizer).__name__}",
-                fix="call zero_grad() after step(), or before accumulate(); to drop a window on purpose use"
-                " model.zero_grad()",
-            )
+        done = self.window.position - 1
+        raise StateError(
+            "zero_grad() in the micro-batch that closes the window would drop the gradients of the"
+            f" {done} micro-batch(es) before it, and those of the window before were never cleared",
+            where=f"micro-batch {done + 1} of the window, {type(self.optimizer).__name__}",
+            fix="call zero_grad() in every micro-batch, first or last; or after each step",
+        )
 
     def unscale_(self) -> None:
         """Divide gradients by the loss scale before they are clipped or read; further calls do nothing.
