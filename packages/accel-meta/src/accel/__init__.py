@@ -12,6 +12,7 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
+    from accel_bigmodel import init_empty_weights as init_empty_weights
     from accel_core.logging import get_logger as get_logger
     from accel_data import skip_first_batches as skip_first_batches
     from accel_state import AcceleratorState as AcceleratorState
@@ -27,6 +28,7 @@ _NAMES = {
     "GradientState": "accel_state",
     "PartialState": "accel_state",
     "get_logger": "accel_core.logging",
+    "init_empty_weights": "accel_bigmodel",
     "skip_first_batches": "accel_data",
     "utils": ".utils",
 }

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
+    from accel_bigmodel import calculate_maximum_sizes as calculate_maximum_sizes
+    from accel_bigmodel import compute_module_sizes as compute_module_sizes
+    from accel_bigmodel import find_tied_parameters as find_tied_parameters
+    from accel_bigmodel import get_max_layer_size as get_max_layer_size
     from accel_core.config import AutocastKwargs as AutocastKwargs
     from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
     from accel_core.config import DistributedDataParallelKwargs as DistributedDataParallelKwargs
@@ -71,16 +75,20 @@ _NAMES = {
     "SageMakerDistributedType": "accel_core.enums",
     "broadcast": "accel_state",
     "broadcast_object_list": "accel_state",
+    "calculate_maximum_sizes": "accel_bigmodel",
+    "compute_module_sizes": "accel_bigmodel",
     "concatenate": "accel_state",
     "convert_outputs_to_fp32": "accel_precision",
     "convert_to_fp32": "accel_precision",
     "find_batch_size": "accel_state",
     "find_device": "accel_state",
+    "find_tied_parameters": "accel_bigmodel",
     "gather": "accel_state",
     "gather_object": "accel_state",
     "get_data_structure": "accel_state",
     "get_grad_scaler": "accel_precision",
     "get_logger": "accel_core.logging",
+    "get_max_layer_size": "accel_bigmodel",
     "get_mixed_precision_context_manager": "accel_precision",
     "get_shape": "accel_state",
     "honor_type": "accel_state",
