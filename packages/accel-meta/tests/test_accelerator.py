@@ -417,11 +417,11 @@ def test_the_scheduler_trap_is_said_once_on_the_main_process(pool: Any) -> None:
         messages: list[str] = []
         handler = logging.Handler()
         handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-        logging.getLogger("accel.accelerator").addHandler(handler)
+        logging.getLogger("accel.prepare_api").addHandler(handler)
         accelerator = Accelerator(cpu=True)
         for _ in range(2):
             accelerator.prepare(*parts())
-        logging.getLogger("accel.accelerator").removeHandler(handler)
+        logging.getLogger("accel.prepare_api").removeHandler(handler)
         return messages
 
     main, other = pool.run(2, notes)

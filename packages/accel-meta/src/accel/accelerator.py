@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from accel_core.config import (
     AutocastKwargs,
@@ -18,44 +17,23 @@ from accel_core.config import (
     KwargsHandler,
     ProjectConfiguration,
 )
-from accel_core.logging import get_logger
-from accel_data import prepare_data_loader
-from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
-from accel_state import AcceleratorState, GradientState, operations, random
+from accel_parallel import AcceleratedOptimizer
+from accel_state import AcceleratorState, GradientState, operations
 from accel_state.process import start as process_state
 
 from . import arguments, metrics, resolve
 from .accumulation import Accumulate
-from .configuration_api import ConfigurationAPI
-from .preparation import (
-    Registry,
-    check_ownership,
-    form_units,
-    optimizers_of,
-    reject_foreign,
-    reject_repeats,
-    role_of,
-    wrap_units,
-)
-from .process_api import ProcessAPI
+from .preparation import Registry
+from .prepare_api import PrepareAPI
 
 if TYPE_CHECKING:
     from accel_core.protocols import Precision, Scaler, Strategy
 
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 _NOT_GIVEN: Any = None
 
-logger = get_logger(__name__)
 
-_SCHEDULER_NOTE = (
-    "The learning rate scheduler moves %s steps per optimizer step, one per process, as documented:"
-    " its length is that of one process. To move one step per optimizer step, pass"
-    " step_scheduler_with_optimizer=False and step it yourself, or split_batches=True."
-)
-
-
-class Accelerator(ProcessAPI, ConfigurationAPI):
+class Accelerator(PrepareAPI):
     """Run one training loop on whatever processes and devices it was launched on.
 
     >>> accelerator = Accelerator()
@@ -111,20 +89,6 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
             "log_with": log_with,
         }
         arguments.refuse((name for name, value in later.items() if value is not None), "Accelerator(...)")
-        arguments.check(
-            flags={
-                "device_placement": device_placement,
-                "cpu": cpu,
-                "step_scheduler_with_optimizer": step_scheduler_with_optimizer,
-            },
-            objects={
-                "dataloader_config": dataloader_config,
-                "project_config": project_config,
-                "gradient_accumulation_plugin": gradient_accumulation_plugin,
-            },
-            handlers=kwargs_handlers,
-            rng_types=rng_types,
-        )
         self._settings = resolve.settings(
             mixed_precision=mixed_precision,
             gradient_accumulation_steps=gradient_accumulation_steps,
@@ -135,6 +99,11 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
             project_dir=project_dir,
             handlers=kwargs_handlers,
             rng_types=rng_types,
+            flags={
+                "device_placement": device_placement,
+                "cpu": cpu,
+                "step_scheduler_with_optimizer": step_scheduler_with_optimizer,
+            },
         )
         self.device_placement = device_placement
         self.step_scheduler_with_optimizer = step_scheduler_with_optimizer
@@ -157,195 +126,6 @@ class Accelerator(ProcessAPI, ConfigurationAPI):
         self._collectives = process.collectives
         self.gradient_state = GradientState(settings.accumulation)
         self._window = self.gradient_state.window
-
-    # -- prepare -----------------------------------------------------------------------------
-
-    @overload
-    def prepare(self, thing: T, /, *, device_placement: Sequence[bool] | None = None) -> T: ...
-
-    # mypy 2 does not see that *args: Any takes *args: *Ts.
-    @overload
-    def prepare(self, *args: *Ts, device_placement: Sequence[bool] | None = None) -> tuple[*Ts]: ...
-
-    def prepare(  # type: ignore[misc]
-        self, *args: Any, device_placement: Sequence[bool] | None = None
-    ) -> Any:
-        """Return the objects ready for this set-up, in the order given.
-
-        Models, optimizers, schedulers and loaders, any number in any order. Objects of other kinds come
-        back as they are; one that was prepared before comes back as what it became then.
-        ``device_placement`` overrides the accelerator's for each object.
-
-        Raises PrepareError for an object given twice, an optimizer whose parameters no prepared model
-        has, and a scheduler whose optimizer was not prepared.
-        """
-        reject_repeats(args)
-        places = self._places(args, device_placement)
-        made: dict[int, Any] = {}
-        fresh: dict[str, list[tuple[int, Any]]] = {
-            "model": [],
-            "optimizer": [],
-            "scheduler": [],
-            "loader": [],
-        }
-        for position, thing in enumerate(args):
-            known = self._registry.made_of(thing)
-            role = role_of(thing)
-            if known is not None or role is None:
-                made[position] = thing if known is None else known
-            else:
-                reject_foreign(thing)
-                fresh[role].append((position, thing))
-        made.update(self._prepare_units(fresh["model"], fresh["optimizer"], places))
-        for position, scheduler in fresh["scheduler"]:
-            made[position] = self.prepare_scheduler(scheduler)
-        for position, loader in fresh["loader"]:
-            made[position] = self.prepare_data_loader(loader, device_placement=places[position])
-        result = tuple(made[position] for position in range(len(args)))
-        return result[0] if len(result) == 1 else result
-
-    def _places(self, args: Sequence[Any], given: Sequence[bool] | None) -> list[bool]:
-        if given is None:
-            return [self.device_placement] * len(args)
-        if len(given) != len(args):
-            raise ValueError(f"device_placement has {len(given)} entries for {len(args)} objects")
-        return [self.device_placement if place is None else bool(place) for place in given]
-
-    def _prepare_units(
-        self, models: list[tuple[int, Any]], optimizers: list[tuple[int, Any]], places: Sequence[bool]
-    ) -> dict[int, Any]:
-        made: dict[int, Any] = {}
-        registry = self._registry
-        known = registry.parameter_ids() | {id(p) for _, model in models for p in model.parameters()}
-        if known:
-            for _, optimizer in optimizers:
-                check_ownership(optimizer, known)
-        named = [
-            (f"model_{len(registry.models) + offset}", model, places[position])
-            for offset, (position, model) in enumerate(models)
-        ]
-        units = form_units(named, [optimizer for _, optimizer in optimizers], train=True)
-        replaced: dict[int, Optimizer] = {}
-        for (position, model), unit, wrapped in zip(
-            models, units, wrap_units(self._strategy, units), strict=True
-        ):
-            made[position] = self._keep_model(model, wrapped)
-            replaced.update({id(a): b for a, b in zip(unit.optimizers, wrapped.optimizers, strict=True)})
-        for position, optimizer in optimizers:
-            made[position] = self._keep_optimizer(
-                optimizer, replaced.get(id(optimizer), optimizer), places[position]
-            )
-        return made
-
-    def _keep_model(self, model: nn.Module, wrapped: Any) -> nn.Module:
-        self._registry.units.append(wrapped)
-        self._registry.models.append(wrapped.model)
-        self._registry.remember(model, wrapped.model)
-        prepared: nn.Module = wrapped.model
-        return prepared
-
-    def _keep_optimizer(self, original: Optimizer, inner: Optimizer, place: bool) -> AcceleratedOptimizer:
-        prepared = AcceleratedOptimizer(
-            inner, device_placement=place, scaler=self.scaler, window=self._window
-        )
-        self._registry.optimizers.append(prepared)
-        self._registry.remember(original, prepared)
-        return prepared
-
-    def prepare_model(
-        self, model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
-    ) -> nn.Module:
-        """Return ``model`` placed, converted to the precision and shared by the processes.
-
-        With ``evaluation_mode`` gradients are not synchronised, so no container is needed.
-        """
-        known = self._registry.made_of(model)
-        if isinstance(known, nn.Module):
-            return known
-        place = self.device_placement if device_placement is None else device_placement
-        units = form_units(
-            [(f"model_{len(self._registry.models)}", model, place)], [], train=not evaluation_mode
-        )
-        return self._keep_model(model, wrap_units(self._strategy, units)[0])
-
-    def prepare_optimizer(
-        self, optimizer: Optimizer, device_placement: bool | None = None
-    ) -> AcceleratedOptimizer:
-        """Return ``optimizer`` wrapped so that it steps at the end of a window only, through the scaler."""
-        known = self._registry.made_of(optimizer)
-        if isinstance(known, AcceleratedOptimizer):
-            return known
-        reject_foreign(optimizer)
-        owners = self._registry.parameter_ids()
-        if owners:
-            check_ownership(optimizer, owners)
-        place = self.device_placement if device_placement is None else device_placement
-        return self._keep_optimizer(optimizer, optimizer, place)
-
-    def prepare_scheduler(self, scheduler: Any) -> AcceleratedScheduler:
-        """Return ``scheduler`` wrapped so that it steps when its optimizer did, once per process.
-
-        Raises PrepareError when its optimizer was not prepared.
-        """
-        registry = self._registry
-        known = registry.made_of(scheduler)
-        if isinstance(known, AcceleratedScheduler):
-            return known
-        reject_foreign(scheduler)
-        split = self._settings.loader.split_batches
-        prepared = AcceleratedScheduler(
-            scheduler,
-            optimizers_of(scheduler, registry.made_of, registry.optimizers),
-            step_with_optimizer=self.step_scheduler_with_optimizer,
-            split_batches=split,
-            window=self._window,
-            num_processes=self.num_processes,
-        )
-        if (
-            self.num_processes > 1
-            and self.step_scheduler_with_optimizer
-            and not split
-            and not registry.schedulers
-        ):
-            logger.warning(_SCHEDULER_NOTE, self.num_processes)
-        registry.schedulers.append(prepared)
-        registry.remember(scheduler, prepared)
-        return prepared
-
-    def prepare_data_loader(
-        self,
-        data_loader: DataLoader[Any],
-        device_placement: bool | None = None,
-        slice_fn_for_dispatch: Any = None,
-    ) -> DataLoader[Any]:
-        """Return ``data_loader`` giving this rank its own share of the data, on its device."""
-        known = self._registry.made_of(data_loader)
-        if isinstance(known, DataLoader):
-            return known
-        config = self._settings.loader
-        batches = self._strategy.batches
-        prepared = prepare_data_loader(
-            data_loader,
-            self.device,
-            num_processes=batches.world_size,
-            process_index=batches.rank,
-            split_batches=config.split_batches,
-            put_on_device=self.device_placement if device_placement is None else device_placement,
-            rng_types=list(self._settings.rng_types),
-            dispatch_batches=config.dispatch_batches,
-            even_batches=config.even_batches,
-            slice_fn_for_dispatch=slice_fn_for_dispatch,
-            use_seedable_sampler=config.use_seedable_sampler,
-            data_seed=config.data_seed,
-            non_blocking=config.non_blocking,
-            use_stateful_dataloader=config.use_stateful_dataloader,
-            collectives=batches,
-            window=self._window,
-            synchronize=random.synchronize_rng_states,
-        )
-        self._registry.loaders.append(prepared)
-        self._registry.remember(data_loader, prepared)
-        return prepared
 
     # -- the step ----------------------------------------------------------------------------
 

@@ -62,12 +62,21 @@ def settings(
     project_dir: str | None,
     handlers: Sequence[KwargsHandler] | None,
     rng_types: Sequence[str] | None,
+    flags: Mapping[str, bool],
 ) -> Settings:
     """Bring arguments and environment together; what code says wins over what the environment says.
 
-    Raises ConfigError where two arguments contradict each other, CapabilityError for what the environment
-    asks for and this version does not have.
+    ``flags`` are arguments that are used as they are, and are checked with the others.
+
+    Raises ConfigError for arguments of the wrong kind and for two that contradict each other,
+    CapabilityError for what the environment asks for and this version does not have.
     """
+    objects = {
+        "dataloader_config": loader,
+        "project_config": project,
+        "gradient_accumulation_plugin": accumulation,
+    }
+    arguments.check(flags=flags, objects=objects, handlers=handlers, rng_types=rng_types)
     run = RunConfig.from_environ()
     arguments.check_environment(run)
     return Settings(
