@@ -68,3 +68,21 @@ def test_single_on_several_processes_is_refused(pool: Any) -> None:
 def test_ddp_on_one_process_is_refused(pool: Any) -> None:
     (error,) = pool.failures(1, lambda: Accelerator(cpu=True, strategy="ddp").prepare(nn.Linear(2, 1)))
     assert "use the strategy 'single'" in str(error)
+
+
+def test_nothing_holds_the_group_once_it_is_left(pool: Any) -> None:
+    """gloo's threads end with the group; one that outlives it may abort the process as it exits."""
+
+    def holders() -> list[str]:
+        import gc
+
+        from accel_state import process
+
+        accelerator = Accelerator(cpu=True)
+        group = process.start().collectives.process_group  # type: ignore[attr-defined]
+        accelerator.wait_for_everyone()
+        process.shutdown()
+        gc.collect()
+        return [type(other).__name__ for other in gc.get_referrers(group) if not hasattr(other, "f_code")]
+
+    assert pool.run(2, holders) == [[], []]

@@ -51,9 +51,14 @@ class DataParallel(StrategyBase):
         self.batches = context.collectives
         self.gradients = TorchGradients()
         self.states = PlainState(context.collectives)
-        self._group = getattr(context.collectives, "process_group", None)
         self._watches: WeakKeyDictionary[nn.Module, ReductionWatch] = WeakKeyDictionary()
         self._arguments = _arguments(context.settings.get("ddp"))
+
+    @property
+    def _group(self) -> Any:
+        # Asked for each time: a group that is held here would not be gone when the process ends, and gloo's
+        # threads, which end with it, would still run while the interpreter is taken down.
+        return getattr(self.context.collectives, "process_group", None)
 
     def check(self, unit: Unit) -> None:
         """Raise PrepareError for a unit that cannot be shared."""
