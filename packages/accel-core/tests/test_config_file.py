@@ -157,7 +157,7 @@ def test_a_documented_file_for_deepspeed(tmp_path):
     "text", [MEGATRON, FP8, MSAMP, MPI, SAGEMAKER], ids=["megatron", "fp8", "msamp", "mpi", "sagemaker"]
 )
 def test_other_documented_files_are_read(tmp_path, text):
-    read_config(write(tmp_path, text))
+    assert read_config(write(tmp_path, text)).values
 
 
 @pytest.mark.parametrize("text", ["", "{}", "# nothing\n"])

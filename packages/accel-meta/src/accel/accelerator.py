@@ -123,7 +123,6 @@ class Accelerator(PrepareAPI):
         self._precision: Precision = resolve.precision(settings.mixed_precision, process, settings.handlers)
         self.scaler: Scaler | None = self._precision.scaler(**self._handler("scaler"))
         self._strategy: Strategy = resolve.strategy(process, self._precision, settings.handlers, strategy)
-        self._collectives = process.collectives
         self.gradient_state = GradientState(settings.accumulation)
         self._window = self.gradient_state.window
 
@@ -181,8 +180,7 @@ class Accelerator(PrepareAPI):
         chosen = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         if not self._window.sync_gradients:
             return self._strategy.gradients.clip_norm_(chosen, float("inf"), norm_type)
-        if self.scaler is not None:
-            self.unscale_gradients(self._optimizers_over(chosen))
+        self._unscale_over(chosen)
         return self._strategy.gradients.clip_norm_(chosen, max_norm, norm_type)
 
     def clip_grad_value_(self, parameters: torch.Tensor | Iterable[torch.Tensor], clip_value: float) -> None:
@@ -190,20 +188,17 @@ class Accelerator(PrepareAPI):
         if not self._window.sync_gradients:
             return
         chosen = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        self.unscale_gradients(self._optimizers_over(chosen))
+        self._unscale_over(chosen)
         self._strategy.gradients.clip_value_(chosen, clip_value)
 
-    def _optimizers_over(self, parameters: Sequence[torch.Tensor]) -> list[AcceleratedOptimizer]:
+    def _unscale_over(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Divide the gradients of the optimizers that hold any of ``parameters`` by the loss scale."""
         if self.scaler is None:
-            return []
+            return
         wanted = {id(parameter) for parameter in parameters}
-        return [
-            optimizer
-            for optimizer in self._registry.optimizers
-            if any(
-                id(parameter) in wanted for group in optimizer.param_groups for parameter in group["params"]
-            )
-        ]
+        for optimizer in self._registry.optimizers:
+            if any(id(held) in wanted for group in optimizer.param_groups for held in group["params"]):
+                optimizer.unscale_()
 
     def autocast(self, autocast_handler: AutocastKwargs | None = None) -> AbstractContextManager[None]:
         """Return the context in which operations outside the model compute in the mixed precision."""
