@@ -25,6 +25,8 @@ from . import arguments, metrics, resolve
 from .accumulation import Accumulate
 from .preparation import Registry
 from .prepare_api import PrepareAPI
+from .tools_api import ToolsAPI
+from .uneven_api import UnevenAPI
 
 if TYPE_CHECKING:
     from accel_core.protocols import Precision, Scaler, Strategy
@@ -33,7 +35,7 @@ T = TypeVar("T")
 _NOT_GIVEN: Any = None
 
 
-class Accelerator(PrepareAPI):
+class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
     """Run one training loop on whatever processes and devices it was launched on.
 
     >>> accelerator = Accelerator()
