@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .errors import ConfigError, Fault
+from .errors import ConfigError, Fault, StateError
 
 
 class LoaderCursor:
@@ -49,6 +49,7 @@ class GradientWindow:
     __slots__ = (
         "_cursors",
         "adjust_scheduler",
+        "backwards",
         "divisor",
         "filled",
         "inside",
@@ -58,6 +59,9 @@ class GradientWindow:
         "sync_each_batch",
         "sync_gradients",
         "sync_with_dataloader",
+        "unsettled",
+        "weight",
+        "weighted",
     )
 
     def __init__(
@@ -83,6 +87,14 @@ class GradientWindow:
         """Whether a micro-batch is being computed."""
         self.filled = False
         """Whether the latest micro-batch has had a backward or a step."""
+        self.backwards = 0
+        """Backwards of the latest micro-batch."""
+        self.weighted: bool | None = None
+        """Whether the open window's backwards have weights; None before the first."""
+        self.unsettled = False
+        """Gradients are a sum that still has to be divided by the total weight of the window."""
+        self.weight: float | None = None
+        """The total weight, over all ranks, of the latest window that was given weights."""
         self._cursors: list[LoaderCursor] = []
 
     # -- moved on by accumulate() ------------------------------------------------------------
@@ -95,6 +107,7 @@ class GradientWindow:
             self.divisor = max(1, min(self.num_steps, cursor.remaining))
         self.position += 1
         self.filled = False
+        self.backwards = 0
         self.sync_gradients = self.position >= self.num_steps or (cursor is not None and cursor.end)
         return self.sync_gradients
 
@@ -104,10 +117,27 @@ class GradientWindow:
             self.position = 0
             self.divisor = self.num_steps
             self.models = ()
+            self.weighted = None
+
+    def admit(self, *, weighted: bool, add: bool = False) -> None:
+        """Count a backward inside a micro-batch.
+
+        Raises StateError when a window would mix backwards with and without weights, and for more
+        backwards in one micro-batch than it has models, unless ``add`` says that it is meant: in a window
+        of several micro-batches it is mostly two micro-batches that were taken for one.
+        """
+        if self.weighted is not weighted:
+            if self.weighted is not None:
+                raise _mixed(self)
+            self.weighted = weighted
+        self.backwards += 1
+        if self.backwards > 1 and self.num_steps > 1 and not add and self.backwards > len(self.models):
+            raise _twice(self)
 
     def restart(self) -> None:
         """Forget an open window: the next micro-batch is the first of a new one."""
         self.sync_gradients = True
+        self.unsettled = False
         self.leave()
 
     @property
@@ -147,6 +177,37 @@ class GradientWindow:
     def active(self) -> LoaderCursor | None:
         """Return the cursor of the innermost running loader, or None outside of loops."""
         return self._cursors[-1] if self._cursors else None
+
+
+def unsettled(window: GradientWindow) -> StateError:
+    """Return the error for gradients of a weighted window that would be used before they are a mean."""
+    window.unsettled = False
+    return StateError(
+        "The micro-batch that closes a weighted window had no backward: its gradients are still sums, of this"
+        " rank alone",
+        where=f"micro-batch {window.position or window.num_steps} of {window.num_steps}",
+        fix="call backward in every micro-batch; for one without samples backward(0 * loss, weight=0)",
+    )
+
+
+def _mixed(window: GradientWindow) -> StateError:
+    before, now = ("with", "without") if window.weighted else ("without", "with")
+    return StateError(
+        f"backward() was called {now} weight= in a window whose other backwards came {before}: their sum has"
+        " no meaning",
+        where=f"micro-batch {window.position} of {window.num_steps}",
+        fix="give every backward of a window a weight, or none",
+    )
+
+
+def _twice(window: GradientWindow) -> StateError:
+    return StateError(
+        f"backward() was called {window.backwards} times in one accumulate() for {len(window.models) or 1}"
+        " model(s): both losses would count as one micro-batch, not as two",
+        where=f"micro-batch {window.position} of {window.num_steps}",
+        fix="for two micro-batches enter accumulate() for each; for two losses of one micro-batch add them,"
+        " backward(first + second), or say that it is meant: backward(second, add=True)",
+    )
 
 
 def _checked(num_steps: int) -> int:

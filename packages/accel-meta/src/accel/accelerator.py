@@ -27,6 +27,7 @@ from .preparation import Registry
 from .prepare_api import PrepareAPI
 from .tools_api import ToolsAPI
 from .uneven_api import UnevenAPI
+from .weighting import Weighting
 
 if TYPE_CHECKING:
     from accel_core.protocols import Precision, Scaler, Strategy
@@ -111,6 +112,7 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         self.step_scheduler_with_optimizer = step_scheduler_with_optimizer
         self._start(cpu, strategy)
         self._registry = Registry()
+        self._weighting = Weighting(self._window, self._strategy.batches)
 
     def _start(self, cpu: bool, strategy: str | None) -> None:
         """Join the processes, then build what the loop calls into. The order is the dependency."""
@@ -143,21 +145,56 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         """Return a context in which ``model`` computes gradients without synchronising them between ranks."""
         return self._strategy.no_sync(model)
 
-    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+    def backward(
+        self,
+        loss: torch.Tensor,
+        *,
+        weight: Any = None,
+        reduction: str = "sum",
+        add: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Compute gradients of a mean ``loss``; over a window they add up to the mean over its micro-batches.
 
         A window cut short by the end of the data is the mean over the micro-batches that it has.
+
+        With ``weight``, the number of samples or tokens in ``loss`` on this rank, gradients are those of
+        the mean over all of them, in the window and on all ranks that read different data, however
+        unequally they are spread. ``loss`` is then their sum, or with ``reduction="mean"`` their mean.
+        Collective when the window closes. A weight that is a tensor on a device is waited for.
+
+        ``add``: another loss of a micro-batch that had its backward. Further arguments go to
+        ``Tensor.backward``.
+
+        Raises StateError for a second backward in a micro-batch without ``add`` and for windows that mix
+        weighted and unweighted ones, DataError and TypeError for weights that count nothing, and
+        CollectiveError when ranks disagree about them.
         """
         window = self._window
+        if window.inside:
+            window.admit(weighted=weight is not None, add=add)
         window.filled = True
-        if window.divisor != 1:
+        if weight is not None:
+            loss = self._weighting.term(loss, weight, reduction)
+        elif reduction != "sum":
+            raise arguments.reduction_without_weight(reduction)
+        elif window.divisor != 1:
             loss = loss / window.divisor
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         self._strategy.backward(loss, sync=window.sync_gradients, **kwargs)
-        if window.correction != 1.0:
-            self._strategy.gradients.scale_(self._registry.parameters(), window.correction)
+        factor = window.correction if weight is None else self._weighting.settle()
+        if factor != 1.0:
+            self._strategy.gradients.scale_(self._window_parameters(), factor)
             window.corrected()
+
+    def _window_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the open window accumulates for: all, unless it names its models."""
+        models = self._window.models
+        if not models or models == self._registry.models:
+            return self._registry.parameters()
+        found = {id(p): p for model in models for p in model.parameters()}  # type: ignore[attr-defined]
+        return list(found.values())
 
     def unscale_gradients(self, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> None:
         """Divide gradients by the loss scale, once per step, for all or the given prepared optimizers.

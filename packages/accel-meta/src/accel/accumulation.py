@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from accel_core.errors import StateError
+from accel_core.window import unsettled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,11 @@ class Accumulate:
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.__exit__(kind, error, trace)
-        self._window.leave()
+        window = self._window
+        dropped = window.unsettled and window.sync_gradients and kind is None
+        window.leave()
+        if dropped:
+            raise unsettled(window)
 
 
 def _nested() -> StateError:

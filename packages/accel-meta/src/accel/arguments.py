@@ -15,7 +15,7 @@ from accel_core.config import (
 )
 from accel_core.enums import DDPCommunicationHookType, RNGType
 from accel_core.environment import PREFIXES, RunConfig
-from accel_core.errors import CapabilityError, ConfigError, Fault, UnknownNameError
+from accel_core.errors import CapabilityError, ConfigError, Fault, StateError, UnknownNameError
 from accel_core.logging import get_logger
 
 logger = get_logger(__name__)
@@ -87,6 +87,15 @@ def generators(given: Any) -> tuple[str, ...]:
     return tuple(str(kind) for kind in ([given] if isinstance(given, str) else given))
 
 
+def reduction_without_weight(reduction: str) -> StateError:
+    """Return the error for a ``reduction`` that nothing uses."""
+    return StateError(
+        f"backward() was given reduction={reduction!r} without a weight",
+        where="accelerator.backward(...)",
+        fix="pass weight=, the number of samples or tokens in the loss; without it a loss is a mean anyway",
+    )
+
+
 def refuse(features: Iterable[str], where: str) -> None:
     """Raise CapabilityError for ``features`` that were asked for and that this version does not have.
 
@@ -114,4 +123,4 @@ def check_environment(run: RunConfig) -> None:
                 logger.warning("%s", unknown)
 
 
-__all__ = ["check", "check_environment", "generators", "refuse"]
+__all__ = ["check", "check_environment", "generators", "reduction_without_weight", "refuse"]

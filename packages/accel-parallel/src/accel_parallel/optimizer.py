@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from accel_core.errors import StateError
 from accel_core.protocols import Scaler
-from accel_core.window import GradientWindow
+from accel_core.window import GradientWindow, unsettled
 
 
 def place_state(optimizer: Optimizer) -> None:
@@ -75,6 +75,8 @@ class AcceleratedOptimizer(Optimizer):
         window = self.window
         if not window.sync_gradients:
             return None
+        if window.unsettled:
+            raise unsettled(window)
         # Gradients that are applied are complete, whoever computed them.
         window.filled = self._applied = True
         if self.scaler is not None:

@@ -1,0 +1,239 @@
+"""Weighted backward passes: many sums of losses become the gradient of one weighted mean.
+
+A mean of means is not the mean when micro-batches or ranks hold unequally many tokens. With weights,
+each backward adds up the gradient of a *sum*; weights are added up over the window and over the ranks
+that read different data; one factor at the end of the window makes the sum the mean over all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from accel_core.errors import CollectiveError, DataError, StateError, UnknownNameError
+
+if TYPE_CHECKING:
+    from accel_core.protocols import Collectives
+    from accel_core.window import GradientWindow
+
+_KINDS = ("a whole number", "a fraction")
+_BAD = math.nan
+
+
+class _Brought(NamedTuple):
+    """What one rank brought: its weights, and the index of their kind."""
+
+    weight: float
+    kind: int
+
+
+class Weighting:
+    """The weights of one accelerator's windows.
+
+    ``window``: which micro-batch is computed. ``batches``: the ranks that read different data; after a
+    synchronised backward, gradients are the mean over them.
+    """
+
+    __slots__ = ("_answers", "_batches", "_factor", "_kind", "_latest", "_reference", "_sum", "_window")
+
+    def __init__(self, window: GradientWindow, batches: Collectives) -> None:
+        self._window = window
+        self._batches = batches
+        self._sum = 0.0
+        self._latest = 0.0
+        self._kind = 0
+        self._answers: Callable[[], list[int]] | None = None
+        self._factor: float | None = None
+        """What a sum is multiplied by once the total is known."""
+        self._reference: float | None = None
+        """Sums are divided by it first, so that they are about as large as means: half precision overflows."""
+
+    def term(self, loss: torch.Tensor, weight: Any, reduction: str) -> torch.Tensor:
+        """Return what to compute gradients of; the weight is counted.
+
+        Raises TypeError or DataError for a ``weight`` that is none, UnknownNameError for the
+        ``reduction``, and StateError for a second weight in one micro-batch.
+        """
+        window = self._window
+        value, kind = self._checked(loss, weight, reduction)
+        self._count(value, kind)
+        if self._factor is None and window.sync_gradients:
+            if window.position <= 1:
+                # The total is needed at once, and gradients need no pass of their own.
+                self._total(self._cast(value))
+            else:
+                # The ranks exchange it while gradients are computed.
+                self._answers = self._cast(self._sum)
+        if self._factor is not None:
+            factor = self._factor
+        else:
+            if self._reference is None:
+                brought = self._collect(self._cast(value))
+                self._reference = _power_of_two(sum(each.weight for each in brought) / len(brought))
+            factor = 1.0 / self._reference
+            window.unsettled = True
+        if reduction == "mean":
+            factor *= value
+        return loss if factor == 1.0 else loss * factor
+
+    def settle(self) -> float:
+        """Return what gradients are to be multiplied by now; 1.0 unless this backward closed the window.
+
+        Raises DataError when the weights of all ranks are zero, CollectiveError when ranks disagree.
+        """
+        answers, self._answers = self._answers, None
+        if answers is None:
+            return 1.0
+        assert self._reference is not None
+        reference = self._reference
+        return self._total(answers) * reference
+
+    # -- one rank --------------------------------------------------------------------------------
+
+    def _checked(self, loss: torch.Tensor, weight: Any, reduction: str) -> tuple[float, int]:
+        if reduction not in {"sum", "mean"}:
+            raise UnknownNameError("reduction", str(reduction), ("mean", "sum"))
+        window = self._window
+        if window.position and not window.inside:
+            raise StateError(
+                "backward(weight=...) was called outside of accumulate() while a window is open",
+                where=f"after micro-batch {window.position} of {window.num_steps}",
+                fix="call it inside of: with accelerator.accumulate(model)",
+            )
+        try:
+            value, kind = _number(weight)
+            if value == 0 and reduction == "mean":
+                raise DataError(
+                    "backward() got the mean of a loss over nothing: its weight is 0",
+                    where=self._where(),
+                    fix="give the sum of the loss, which is 0 over nothing: backward(loss_sum, weight=0)",
+                )
+        except (TypeError, DataError):
+            if window.sync_gradients and self._batches.world_size > 1:
+                # The others wait for this rank's word; so they learn who stopped.
+                self._cast(_BAD)
+            raise
+        return value, kind
+
+    def _count(self, value: float, kind: int) -> None:
+        window = self._window
+        again = window.inside and window.backwards > 1
+        if again:
+            if value != self._latest:
+                raise StateError(
+                    f"One micro-batch was given two weights, {self._latest:g} and {value:g}: its samples are"
+                    " counted once",
+                    where=self._where(),
+                    fix="give each loss of a micro-batch the same weight, or add the losses and call"
+                    " backward once",
+                )
+            return
+        if window.position <= 1:
+            self._sum, self._factor, self._answers = 0.0, None, None
+        self._sum += value
+        self._latest, self._kind = value, kind
+
+    def _where(self) -> str:
+        window = self._window
+        place = f"micro-batch {max(1, window.position)} of {window.num_steps}"
+        return f"rank {self._batches.rank}, {place}"
+
+    # -- between the ranks -----------------------------------------------------------------------
+
+    def _cast(self, value: float) -> Callable[[], list[int]]:
+        return self._batches.vote(_encode(value, self._kind))
+
+    def _collect(self, answers: Callable[[], list[int]]) -> list[_Brought]:
+        try:
+            brought = [_decode(each) for each in answers()]
+        except CollectiveError as error:
+            raise CollectiveError(
+                f"The ranks could not add up the weights of a window: {error.what}",
+                where=error.where,
+                fix="call backward with weight= on every rank for every micro-batch, or on none; on a rank"
+                " without samples backward(0 * loss, weight=0)",
+            ) from error
+        self._compare(brought)
+        return brought
+
+    def _compare(self, brought: Sequence[_Brought]) -> None:
+        bad = [rank for rank, each in enumerate(brought) if math.isnan(each.weight)]
+        if bad:
+            raise CollectiveError(
+                f"rank {', '.join(map(str, bad))} gave backward() a weight that is none",
+                per_rank=brought,
+                where=self._where(),
+                fix="see the error of that rank",
+            )
+        # Nothing at all has no kind.
+        kinds = {each.kind for each in brought if each.weight != 0}
+        if len(kinds) > 1:
+            table = ", ".join(f"rank {rank}: {_KINDS[each.kind]}" for rank, each in enumerate(brought))
+            raise CollectiveError(
+                f"The ranks give backward() weights of different types ({table})",
+                per_rank=brought,
+                where=self._where(),
+                fix="count the same thing on every rank: for example int(mask.sum())",
+            )
+
+    def _total(self, answers: Callable[[], list[int]]) -> float:
+        """Note the total of the window, and return by what a sum becomes this rank's part of the mean."""
+        brought = self._collect(answers)
+        window, ranks = self._window, len(brought)
+        total = math.fsum(each.weight for each in brought)
+        window.unsettled = False
+        if total == 0:
+            raise DataError(
+                "The weights of a window add up to 0: its gradient is the mean over nothing",
+                where=f"all {ranks} rank(s), {max(1, window.position)} micro-batch(es)",
+                fix="leave out windows without samples, on every rank alike",
+            )
+        window.weight = total
+        self._reference = _power_of_two(total / (ranks * max(1, window.position)))
+        # Synchronised gradients are the mean over the ranks, not the sum.
+        self._factor = ranks / total
+        return self._factor
+
+
+def _number(weight: Any) -> tuple[float, int]:
+    """Return ``weight`` as a number, and the index of its kind. A tensor on a device is waited for."""
+    if isinstance(weight, torch.Tensor):
+        if weight.numel() != 1:
+            raise TypeError(
+                f"backward() takes one weight for the whole loss, not a tensor of shape {tuple(weight.shape)}"
+            )
+        weight = weight.item()
+    if isinstance(weight, bool) or not isinstance(weight, Real):
+        raise TypeError(f"backward() takes a number as weight, not {type(weight).__name__}")
+    value = float(weight)
+    if not (math.isfinite(value) and value >= 0):
+        raise DataError(
+            f"backward() got weight={weight!r}: a weight counts samples or tokens",
+            where="backward(loss, weight=...)",
+            fix="give a finite number of at least 0, for example int(mask.sum())",
+        )
+    return value, 0 if isinstance(weight, Integral) else 1
+
+
+def _encode(value: float, kind: int) -> int:
+    """Return a float64 as an integer whose last two bits are ``kind``: 51 bits of the number remain."""
+    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return (bits & ~3) | kind
+
+
+def _decode(ballot: int) -> _Brought:
+    weight: float = struct.unpack("<d", struct.pack("<q", ballot & ~3))[0]
+    return _Brought(weight, ballot & 3)
+
+
+def _power_of_two(value: float) -> float:
+    """Return the power of two nearest below ``value``; dividing by it rounds nothing."""
+    return math.ldexp(1.0, math.frexp(value)[1] - 1) if value > 0 else 1.0
+
+
+__all__ = ["Weighting"]
