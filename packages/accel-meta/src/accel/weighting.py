@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from accel_core.window import GradientWindow
 
 _KINDS = ("a whole number", "a fraction")
-_BAD = math.nan
 
 
 class _Brought(NamedTuple):
@@ -39,7 +39,7 @@ class Weighting:
     synchronised backward, gradients are the mean over them.
     """
 
-    __slots__ = ("_answers", "_batches", "_factor", "_kind", "_latest", "_reference", "_sum", "_window")
+    __slots__ = ("_batches", "_factor", "_kind", "_latest", "_pending", "_reference", "_sum", "_window")
 
     def __init__(self, window: GradientWindow, batches: Collectives) -> None:
         self._window = window
@@ -47,51 +47,49 @@ class Weighting:
         self._sum = 0.0
         self._latest = 0.0
         self._kind = 0
-        self._answers: Callable[[], list[int]] | None = None
+        self._pending = 1.0
         self._factor: float | None = None
         """What a sum is multiplied by once the total is known."""
         self._reference: float | None = None
-        """Sums are divided by it first, so that they are about as large as means: half precision overflows."""
+        """Sums are divided by it first, to be about as large as means: half precision overflows."""
 
     def term(self, loss: torch.Tensor, weight: Any, reduction: str) -> torch.Tensor:
         """Return what to compute gradients of; the weight is counted.
 
         Raises TypeError or DataError for a ``weight`` that is none, UnknownNameError for the
-        ``reduction``, and StateError for a second weight in one micro-batch.
+        ``reduction``, StateError for a second weight in one micro-batch, DataError when the weights of
+        all ranks are zero, and CollectiveError when ranks disagree.
         """
-        window = self._window
         value, kind = self._checked(loss, weight, reduction)
         self._count(value, kind)
-        if self._factor is None and window.sync_gradients:
-            if window.position <= 1:
-                # The total is needed at once, and gradients need no pass of their own.
-                self._total(self._cast(value))
-            else:
-                # The ranks exchange it while gradients are computed.
-                self._answers = self._cast(self._sum)
-        if self._factor is not None:
-            factor = self._factor
-        else:
-            if self._reference is None:
-                brought = self._collect(self._cast(value))
-                self._reference = _power_of_two(sum(each.weight for each in brought) / len(brought))
-            factor = 1.0 / self._reference
-            window.unsettled = True
+        factor = self._next_factor(value)
         if reduction == "mean":
             factor *= value
         return loss if factor == 1.0 else loss * factor
 
-    def settle(self) -> float:
-        """Return what gradients are to be multiplied by now; 1.0 unless this backward closed the window.
+    def _next_factor(self, value: float) -> float:
+        """Return by what the sum of this backward is multiplied."""
+        window, reference = self._window, self._reference
+        if self._factor is not None:
+            return self._factor
+        if window.sync_gradients:
+            # Before gradients are computed: a rank that stops here must not leave others in a reduction.
+            factor = self._total()
+            if window.position <= 1 or reference is None:
+                return factor
+            # The gradients of earlier micro-batches are multiplied with those to come, in one pass.
+            self._pending = factor * reference
+            return 1.0 / reference
+        if reference is None:
+            brought = self._exchange(value)
+            reference = self._reference = _power_of_two(sum(each.weight for each in brought) / len(brought))
+        window.unsettled = True
+        return 1.0 / reference
 
-        Raises DataError when the weights of all ranks are zero, CollectiveError when ranks disagree.
-        """
-        answers, self._answers = self._answers, None
-        if answers is None:
-            return 1.0
-        assert self._reference is not None
-        reference = self._reference
-        return self._total(answers) * reference
+    def settle(self) -> float:
+        """Return what gradients are to be multiplied by now; 1.0 unless this backward closed the window."""
+        factor, self._pending = self._pending, 1.0
+        return factor
 
     # -- one rank --------------------------------------------------------------------------------
 
@@ -116,7 +114,8 @@ class Weighting:
         except (TypeError, DataError):
             if window.sync_gradients and self._batches.world_size > 1:
                 # The others wait for this rank's word; so they learn who stopped.
-                self._cast(_BAD)
+                with suppress(CollectiveError):
+                    self._batches.vote(_encode(math.nan, 0))
             raise
         return value, kind
 
@@ -134,7 +133,7 @@ class Weighting:
                 )
             return
         if window.position <= 1:
-            self._sum, self._factor, self._answers = 0.0, None, None
+            self._sum, self._factor, self._pending = 0.0, None, 1.0
         self._sum += value
         self._latest, self._kind = value, kind
 
@@ -145,12 +144,10 @@ class Weighting:
 
     # -- between the ranks -----------------------------------------------------------------------
 
-    def _cast(self, value: float) -> Callable[[], list[int]]:
-        return self._batches.vote(_encode(value, self._kind))
-
-    def _collect(self, answers: Callable[[], list[int]]) -> list[_Brought]:
+    def _exchange(self, value: float) -> list[_Brought]:
+        """Return what each rank brought, the own ``value`` among it."""
         try:
-            brought = [_decode(each) for each in answers()]
+            brought = [_decode(each) for each in self._batches.vote(_encode(value, self._kind))()]
         except CollectiveError as error:
             raise CollectiveError(
                 f"The ranks could not add up the weights of a window: {error.what}",
@@ -181,9 +178,9 @@ class Weighting:
                 fix="count the same thing on every rank: for example int(mask.sum())",
             )
 
-    def _total(self, answers: Callable[[], list[int]]) -> float:
+    def _total(self) -> float:
         """Note the total of the window, and return by what a sum becomes this rank's part of the mean."""
-        brought = self._collect(answers)
+        brought = self._exchange(self._sum)
         window, ranks = self._window, len(brought)
         total = math.fsum(each.weight for each in brought)
         window.unsettled = False
