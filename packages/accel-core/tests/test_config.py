@@ -91,14 +91,24 @@ DOCUMENTED = {
     },
     KwargsHandler: {},
 }
+# What accel adds to them; always after the documented ones.
+OURS = {DataLoaderConfiguration: {"sharding": "auto", "audit": "first_batches"}}
 CLASSES = list(DOCUMENTED)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_parameters_and_defaults_are_the_documented_ones(cls):
-    made = cls()
-    assert list(inspect.signature(cls).parameters) == list(DOCUMENTED[cls])
-    assert {name: getattr(made, name) for name in DOCUMENTED[cls]} == DOCUMENTED[cls]
+    made, expected = cls(), DOCUMENTED[cls] | OURS.get(cls, {})
+    assert list(inspect.signature(cls).parameters) == list(expected)
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "near"), [("sharding", "shard", "sharded"), ("audit", "first_batch", "first_batches")]
+)
+def test_a_word_that_is_no_choice_is_refused_with_the_nearest(name, wrong, near):
+    with pytest.raises(ConfigError, match=f"{name}={wrong!r}.*\n.*did you mean {near!r}"):
+        DataLoaderConfiguration(**{name: wrong})
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES if not cls.changes and DOCUMENTED[cls]])

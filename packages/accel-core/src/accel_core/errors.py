@@ -12,6 +12,7 @@
     ├── PrepareError(ValueError)         an object that cannot be prepared, or not like this
     ├── DataError                        data would be lost, repeated or cut differently
     │   ├── AlreadyShardedError(ValueError)   a loader that is sharded already
+    │   ├── AuditError               ranks read the same data, or lose some
     │   └── UnevenDataError              ranks ran out of data at different steps
     ├── CollectiveError                  ranks disagree on a collective operation
     ├── CheckpointError                  a checkpoint cannot be written, verified or read
@@ -149,6 +150,29 @@ class AlreadyShardedError(DataError, ValueError):
     """Report a loader that already gives each rank its own part."""
 
 
+class AuditError(DataError):
+    """Report what ranks found when they compared the data they read.
+
+    ``ranks``: those concerned. ``batch``: the local batch where it shows. ``samples``: examples of the
+    samples, by index, where indices are known.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        ranks: Sequence[int] = (),
+        batch: int | None = None,
+        samples: Sequence[object] = (),
+        where: str = "",
+        fix: str = "",
+    ) -> None:
+        self.ranks = tuple(ranks)
+        self.batch = batch
+        self.samples = tuple(samples)
+        super().__init__(what, where=where, fix=fix)
+
+
 class UnevenDataError(DataError):
     """Report ranks that ran out of data at different steps; ``ended`` are the ranks that had none left."""
 
@@ -176,6 +200,7 @@ class LaunchError(AccelError, RuntimeError):
 __all__ = [
     "AccelError",
     "AlreadyShardedError",
+    "AuditError",
     "CapabilityError",
     "CheckpointError",
     "CollectiveError",

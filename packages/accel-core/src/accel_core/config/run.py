@@ -33,6 +33,12 @@ class GradientAccumulationPlugin(KwargsHandler):
         yield from checks.flags(self, "adjust_scheduler", "sync_with_dataloader", "sync_each_batch")
 
 
+SHARDING = ("auto", "global", "sharded")
+"""Who divides the data of a loader."""
+AUDIT = ("first_batches", "epoch", "off")
+"""How long ranks compare what they read."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataLoaderConfiguration(Config):
     """How prepared loaders share data between ranks."""
@@ -51,6 +57,10 @@ class DataLoaderConfiguration(Config):
     """Copies to the device overlap with computing; needs pinned memory to have an effect."""
     use_stateful_dataloader: bool = False
     """Loaders come from torchdata and can save their position."""
+    sharding: str = "auto"
+    """What ranks hold: ``global``, all the whole data; ``sharded``, each its own part; ``auto``: looked up."""
+    audit: str = "first_batches"
+    """When ranks compare what they read: ``first_batches``, all through each ``epoch``, or ``off``."""
 
     def faults(self) -> Iterator[Fault]:
         """Yield everything that is wrong."""
@@ -64,6 +74,8 @@ class DataLoaderConfiguration(Config):
         )
         yield from checks.flags(self, "dispatch_batches", optional=True)
         yield from checks.whole(self, "data_seed", optional=True)
+        yield from checks.one_of(self, "sharding", SHARDING)
+        yield from checks.one_of(self, "audit", AUDIT)
 
 
 @dataclass(slots=True)
