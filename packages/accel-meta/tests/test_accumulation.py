@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,13 +250,54 @@ def test_one_accumulate_inside_another_is_refused(pool: Any) -> None:
         ):
             pass
         closes = []
-        # The outer one counts: it was entered.
-        for _ in range(2):
+        # The outer one does not count: it had no backward.
+        for _ in range(3):
             with accelerator.accumulate(first):
                 closes.append(accelerator.sync_gradients)
         return closes
 
-    assert pool.run(1, nest) == [[False, True]]
+    assert pool.run(1, nest) == [[False, False, True]]
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+def test_a_micro_batch_that_fails_before_its_backward_is_tried_again(fails_at: int, pool: Any) -> None:
+    """Out of memory in a forward, caught and tried again: the window is as if it had not happened."""
+
+    def seen(fails_at: int) -> tuple[list[float], list[bool]]:
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        model = nn.Linear(1, 1, bias=False)
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))
+        found, after = [], []
+        for number in range(4):
+            if number == fails_at:
+                with pytest.raises(MemoryError), accelerator.accumulate(model):
+                    raise MemoryError
+                after.append(accelerator.sync_gradients)
+            with accelerator.accumulate(model):
+                accelerator.backward(model(torch.full((1, 1), float(number))).sum())
+                if accelerator.sync_gradients:
+                    found.append(float(model.weight.grad))
+                optimizer.step()
+                optimizer.zero_grad()
+        return found, after
+
+    # Whether the micro-batch before it had closed a window.
+    assert pool.run(1, seen, fails_at) == [([0.5, 2.5], [fails_at % 2 == 0])]
+
+
+def test_a_micro_batch_that_fails_after_its_backward_counts(pool: Any) -> None:
+    def closes() -> list[bool]:
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        model = accelerator.prepare(network())
+        found = []
+        for number in range(3):
+            with suppress(ZeroDivisionError), accelerator.accumulate(model):
+                found.append(accelerator.sync_gradients)
+                accelerator.backward(loss_of(model, samples(SIZE)))
+                _ = 1 / number
+        return found
+
+    assert pool.run(1, closes) == [[False, True, False]]
 
 
 def test_models_taking_turns_within_a_window_are_refused(pool: Any) -> None:

@@ -8,8 +8,12 @@ window object belongs to one ``Accelerator``; nothing here is global.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError, Fault, StateError
+
+if TYPE_CHECKING:
+    from .tally import SampleTally
 
 
 class LoaderCursor:
@@ -19,7 +23,7 @@ class LoaderCursor:
     the loop body holds.
     """
 
-    __slots__ = ("end", "owner", "remaining", "valid", "world_batch")
+    __slots__ = ("counted", "end", "owner", "remaining", "samples", "valid", "world_batch")
 
     def __init__(self, owner: object = None) -> None:
         self.owner = owner
@@ -31,6 +35,18 @@ class LoaderCursor:
         """Real samples in this batch over all ranks when some are padding; None when all are real."""
         self.world_batch: int | None = None
         """Samples in this batch over all ranks, padding included; None when not known."""
+        self.samples: int | None = 0
+        """Real samples of all ranks so far, those of this batch included; None when not known."""
+        self.counted = 0
+        """How many of ``samples`` a `SampleTally` has counted."""
+
+    def hand_out(self) -> None:
+        """Count the samples of the batch that is handed out next; ``valid`` and ``world_batch`` are its."""
+        fresh = self.world_batch if self.valid is None else self.valid
+        if fresh is None or self.samples is None:
+            self.samples = None
+        else:
+            self.samples += fresh
 
 
 class GradientWindow:
@@ -48,10 +64,10 @@ class GradientWindow:
 
     __slots__ = (
         "_cursors",
+        "_filled",
         "adjust_scheduler",
         "backwards",
         "divisor",
-        "filled",
         "inside",
         "models",
         "num_steps",
@@ -59,7 +75,9 @@ class GradientWindow:
         "sync_each_batch",
         "sync_gradients",
         "sync_with_dataloader",
+        "tally",
         "unsettled",
+        "weighings",
         "weight",
         "weighted",
     )
@@ -85,8 +103,9 @@ class GradientWindow:
         """What the micro-batches of the open window accumulate for; empty when nobody said."""
         self.inside = False
         """Whether a micro-batch is being computed."""
-        self.filled = False
-        """Whether the latest micro-batch has had a backward or a step."""
+        self.tally: SampleTally | None = None
+        """Counts samples for schedules that are written in them; None when there are none."""
+        self._filled = False
         self.backwards = 0
         """Backwards of the latest micro-batch."""
         self.weighted: bool | None = None
@@ -95,6 +114,8 @@ class GradientWindow:
         """Gradients are a sum that still has to be divided by the total weight of the window."""
         self.weight: float | None = None
         """The total weight, over all ranks, of the latest window that was given weights."""
+        self.weighings = 0
+        """How many windows were given weights so far."""
         self._cursors: list[LoaderCursor] = []
 
     # -- moved on by accumulate() ------------------------------------------------------------
@@ -106,7 +127,7 @@ class GradientWindow:
         if self.position == 0 and cursor is not None and cursor.remaining is not None:
             self.divisor = max(1, min(self.num_steps, cursor.remaining))
         self.position += 1
-        self.filled = False
+        self._filled = False
         self.backwards = 0
         self.sync_gradients = self.position >= self.num_steps or (cursor is not None and cursor.end)
         return self.sync_gradients
@@ -139,6 +160,29 @@ class GradientWindow:
         self.sync_gradients = True
         self.unsettled = False
         self.leave()
+
+    def retract(self) -> None:
+        """Take back ``advance``: a micro-batch that failed before its backward was none."""
+        self.position -= 1
+        self.sync_gradients = self.position == 0
+        self.leave()
+
+    @property
+    def filled(self) -> bool:
+        """Whether the latest micro-batch has had a backward or a step."""
+        return self._filled
+
+    @filled.setter
+    def filled(self, value: bool) -> None:
+        self._filled = value
+        if value and self.tally is not None:
+            self.tally.note(self.active, needed=True)
+
+    def complete(self) -> None:
+        """Note that gradients are applied: they are complete, whoever computed them."""
+        self._filled = True
+        if self.tally is not None:
+            self.tally.note(self.active, needed=False)
 
     @property
     def correction(self) -> float:

@@ -152,6 +152,7 @@ class DataLoaderDispatcher(PreparedLoader):
                 batch = self._own_part(head, buffer)
                 cursor.end, cursor.remaining = head.end, head.remaining
                 cursor.valid, cursor.world_batch = head.valid, head.world_batch
+                cursor.hand_out()
                 if batch is not _NOTHING:
                     yield batch if place is None else place(batch)
             self._finish(epoch)

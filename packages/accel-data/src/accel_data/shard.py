@@ -102,6 +102,7 @@ class DataLoaderShard(PreparedLoader):
                         cursor.remaining = left
                         # A custom sampler may claim too short a length; then it is not known.
                         left = left - 1 if left > 1 else None
+                    cursor.hand_out()
                     yield current if place is None else place(current)
                     current = upcoming
                     cursor.remaining = None
@@ -109,6 +110,7 @@ class DataLoaderShard(PreparedLoader):
                 cursor.remaining = 1
                 cursor.valid = tail.valid
                 cursor.world_batch = self._last_world_batch(tail)
+                cursor.hand_out()
                 yield current if place is None else place(current)
             self._finish(epoch)
         finally:
@@ -170,6 +172,7 @@ class DataLoaderShard(PreparedLoader):
                 cursor.valid, cursor.world_batch = (None, full) if counts is None else counts
                 cursor.end = all(ballot == _ENDED for ballot in ballots)
                 cursor.remaining = 1 if cursor.end else None
+                cursor.hand_out()
                 yield batch if place is None else place(batch)
                 current = upcoming
             if any(ballots):

@@ -136,8 +136,9 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         """Return the context of one micro-batch; gradients are synchronised when it closes its window.
 
         Without ``models`` it holds for all prepared ones. One forward and backward per model belongs in it.
-        It counts once it is entered, also when it raises. Raises StateError inside another one, and for
-        other models than those that the open window began with: one window counts for all of them.
+        One that raises before its backward is not counted, and can be tried again. Raises StateError inside
+        another one, and for other models than those that the open window began with: one window counts
+        for all of them.
         """
         return Accumulate(self._window, self._strategy, models or self._registry.models)
 

@@ -55,6 +55,10 @@ class Accumulate:
         if stack is not None:
             stack.__exit__(kind, error, trace)
         window = self._window
+        if kind is not None and not window.filled:
+            # No gradient came of it: tried again, it must not be counted twice.
+            window.retract()
+            return
         dropped = window.unsettled and window.sync_gradients and kind is None
         window.leave()
         if dropped:

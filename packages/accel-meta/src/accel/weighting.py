@@ -191,6 +191,7 @@ class Weighting:
                 fix="leave out windows without samples, on every rank alike",
             )
         window.weight = total
+        window.weighings += 1
         self._reference = _power_of_two(total / (ranks * max(1, window.position)))
         # Synchronised gradients are the mean over the ranks, not the sum.
         self._factor = ranks / total

@@ -77,8 +77,8 @@ class AcceleratedOptimizer(Optimizer):
             return None
         if window.unsettled:
             raise unsettled(window)
-        # Gradients that are applied are complete, whoever computed them.
-        window.filled = self._applied = True
+        window.complete()
+        self._applied = True
         if self.scaler is not None:
             return self._step_scaled(closure)
         self._opt_called = True
