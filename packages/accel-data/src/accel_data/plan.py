@@ -62,6 +62,11 @@ class LoaderPlan:
     seeding: Seeding | None = None
     watch_ends: bool = False
     """Ranks read a stream each: they tell each other about its end, so that none waits for ever."""
+    uneven: str | None = None
+    """What happens where ranks run out of data at different steps, as asked for; see `ending.policy`."""
+    even_batches: bool = True
+    own_data: bool = False
+    """Each rank reads data of its own (``sharding="sharded"``), so ranks may have unequal numbers of batches."""
 
     def begin(self) -> None:
         """Bring the generators of all ranks to the start of the epoch."""

@@ -16,6 +16,7 @@ from accel_core.window import GradientWindow
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
 from .checks import check_in_order, check_iteration, check_loader, mesh_place
+from .ending import check_policy
 from .order import fresh_seed
 from .plan import LoaderPlan, Seeding, Synchronize, check_rng_types
 from .samplers import SeedableRandomSampler, samplers_of
@@ -50,6 +51,7 @@ def prepare_data_loader(
     use_stateful_dataloader: bool = False,
     torch_device_mesh: Any = None,
     *,
+    uneven: str | None = None,
     collectives: Collectives | None = None,
     window: GradientWindow | None = None,
     synchronize: Synchronize | None = None,
@@ -65,6 +67,12 @@ def prepare_data_loader(
     processes. A generator of the user's is kept, and follows rank 0's at each iteration;
     ``use_seedable_sampler=True`` takes only its seed. Other samplers are walked and never replaced; one
     with a ``generator`` attribute of None is given a seeded generator.
+
+    ``uneven``: what happens where ranks run out of data at different steps. ``stop_all``: all stop when the
+    first one ends. ``pad_masked``: those that have ended repeat their last batch with no sample counted.
+    ``cycle``: they begin again, with the next epoch, until all have ended once. ``independent``: each goes
+    its own way. None: ``pad_masked`` for ranks that hold data of their own, with ``even_batches``; an error
+    for streams otherwise; nothing for map-style data, where ``even_batches=False`` asks for unequal numbers.
 
     Raises:
         AlreadyShardedError: the loader was prepared before, or gives each rank its own part already.
@@ -86,6 +94,8 @@ def prepare_data_loader(
         collectives=group,
         window=window or GradientWindow(),
         synchronize=synchronize,
+        uneven=check_policy(uneven),
+        even_batches=even_batches,
     )
     replaced = _fix_order(dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed)
     stateful = use_stateful_dataloader or keeps_state(dataloader)

@@ -228,6 +228,7 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
             data_seed=config.data_seed,
             non_blocking=config.non_blocking,
             use_stateful_dataloader=config.use_stateful_dataloader,
+            uneven=config.uneven,
             collectives=batches,
             window=self._window,
             synchronize=random.synchronize_rng_states,

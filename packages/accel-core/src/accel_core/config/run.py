@@ -37,6 +37,8 @@ SHARDING = ("auto", "global", "sharded")
 """Who divides the data of a loader."""
 AUDIT = ("first_batches", "epoch", "off")
 """How long ranks compare what they read."""
+UNEVEN = ("stop_all", "pad_masked", "cycle", "independent")
+"""What happens where ranks run out of data at different steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,9 @@ class DataLoaderConfiguration(Config):
     """What ranks hold: ``global``, all the whole data; ``sharded``, each its own part; ``auto``: looked up."""
     audit: str = "first_batches"
     """When ranks compare what they read: ``first_batches``, all through each ``epoch``, or ``off``."""
+    uneven: str | None = None
+    """What happens where ranks run out of data at different steps: ``stop_all``, ``pad_masked``, ``cycle``, or
+    ``independent`` for no agreement at all; None decides by ``even_batches`` and the kind of data."""
 
     def faults(self) -> Iterator[Fault]:
         """Yield everything that is wrong."""
@@ -76,6 +81,7 @@ class DataLoaderConfiguration(Config):
         yield from checks.whole(self, "data_seed", optional=True)
         yield from checks.one_of(self, "sharding", SHARDING)
         yield from checks.one_of(self, "audit", AUDIT)
+        yield from checks.one_of(self, "uneven", UNEVEN, optional=True)
 
 
 @dataclass(slots=True)
