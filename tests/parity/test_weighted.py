@@ -473,3 +473,44 @@ def test_a_rank_without_weights_times_out_with_the_cause(pool: Any) -> None:
     first, _ = pool.run(2, alone, timeout=60)
     assert "could not add up the weights" in first
     assert "on every rank" in first
+
+
+# -- one batch of 32, cut in every way -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("world", "steps"), [(1, 1), (1, 4), (1, 32), (2, 1), (2, 4), (2, 16), (4, 1), (4, 2), (4, 8)]
+)
+def test_a_batch_of_32_however_it_is_cut(world: int, steps: int, weighted: bool, pool: Any) -> None:
+    size = 32 // (world * steps)
+    generator = torch.Generator().manual_seed(9)
+    inputs = torch.randn(32, WIDTH, dtype=torch.float64, generator=generator)
+    targets = torch.randint(3, (32,), generator=generator)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        from torch.utils.data import DataLoader, TensorDataset
+
+        from accel import Accelerator
+
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=steps)
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = DataLoader(TensorDataset(inputs, targets), batch_size=size)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        given = {"weight": size, "reduction": "mean"} if weighted else {}
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(nn.functional.cross_entropy(model(x), y), **given)
+                assert accelerator.sync_gradients == (accelerator.gradient_state.end_of_dataloader)
+                optimizer.step()
+        return gradients(model), torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    model = make_model()
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    want = gradients(model)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    for gradient, parameters in pool.run(world, run):
+        assert ((gradient - want).norm() / want.norm()).item() < REL
+        assert ((parameters - after).norm() / after.norm()).item() < REL
