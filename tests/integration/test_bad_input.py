@@ -173,7 +173,7 @@ def test_any_order_and_foreign_objects(pool: Any) -> None:
         "AcceleratedOptimizer",
         "Linear",
     ]
-    assert pool.run(2, mixed)[0][4] == "DistributedDataParallel"
+    assert pool.run(2, mixed)[0][4] == "SharedModel"
 
 
 def test_a_batch_without_tensors_passes_through(pool: Any) -> None:

@@ -463,7 +463,7 @@ def test_evaluation_mode_needs_no_container(pool: Any) -> None:
         )
         return [type(model).__name__ for model in prepared]
 
-    assert pool.run(2, kind) == [["Linear", "DistributedDataParallel"]] * 2
+    assert pool.run(2, kind) == [["Linear", "SharedModel"]] * 2
 
 
 def test_unwrap_returns_the_model_that_was_given(pool: Any) -> None:

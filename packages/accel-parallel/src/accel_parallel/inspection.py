@@ -19,7 +19,7 @@ def bare(model: nn.Module) -> nn.Module:
     """Return the model inside containers of torch: data parallel ones and compiled ones, in any order."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in _SHARED_ALREADY[:2]:
+        if inner is None and any(cls.__name__ in _SHARED_ALREADY[:2] for cls in type(model).__mro__):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,13 +14,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from accel_core.enums import DDPCommunicationHookType
-from accel_core.errors import CapabilityError, PrepareError
+from accel_core.errors import CapabilityError, PrepareError, StateError
 from accel_core.protocols import StrategyBase, StrategyContext, Unit
+from accel_parallel.container import SharedModel
 from accel_parallel.gradients import TorchGradients
 from accel_parallel.inspection import check_not_meta, check_not_shared, check_one_device, check_owners
 from accel_parallel.placement import place
 from accel_parallel.states import PlainState
 from accel_parallel.watch import ReductionWatch
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from accel_parallel.comm_hooks import CommHook
 
 _PASSED_ON = {
     "dim": 0,
@@ -42,6 +49,9 @@ class DataParallel(StrategyBase):
     ``context.settings["ddp"]`` may hold a ``DistributedDataParallelKwargs``. ``context.collectives``
     may have an attribute ``process_group``, the torch process group that it runs on; without it, or
     with None, the default group is used, and it must have as many ranks as the collectives.
+
+    Raises ConfigError for options that a communication hook does not take, CapabilityError for a hook
+    that keeps gradients where the precision scales the loss.
     """
 
     name = "ddp"
@@ -52,13 +62,32 @@ class DataParallel(StrategyBase):
         self.gradients = TorchGradients()
         self.states = PlainState(context.collectives)
         self._watches: WeakKeyDictionary[nn.Module, ReductionWatch] = WeakKeyDictionary()
-        self._arguments = _arguments(context.settings.get("ddp"))
+        self._hooks: WeakKeyDictionary[nn.Module, CommHook] = WeakKeyDictionary()
+        self._settings = context.settings.get("ddp")
+        self._arguments = _arguments(self._settings)
+        # Made once for its faults, which are then heard before anything is prepared.
+        self._hook()
 
     @property
     def _group(self) -> Any:
         # Asked for each time: a group that is held here would not be gone when the process ends, and gloo's
         # threads, which end with it, would still run while the interpreter is taken down.
         return getattr(self.context.collectives, "process_group", None)
+
+    def _hook(self) -> CommHook | None:
+        """Return a new communication hook, or None when none is wanted."""
+        if getattr(self._settings, "comm_hook", DDPCommunicationHookType.NO) == DDPCommunicationHookType.NO:
+            return None
+        from accel_parallel import comm_hooks
+
+        group = self._group
+        known = dist.is_available() and dist.is_initialized()
+        # None stands for the whole world: a hook that held the group would keep it from ending.
+        hook = comm_hooks.build(self._settings, None if not known or group is dist.group.WORLD else group)
+        scaler = getattr(self.context.precision, "scaler", None)
+        if scaler is not None and scaler() is not None:
+            comm_hooks.refuse_scaled(hook)
+        return hook
 
     def check(self, unit: Unit) -> None:
         """Raise PrepareError for a unit that cannot be shared."""
@@ -100,15 +129,41 @@ class DataParallel(StrategyBase):
         for known in [known for known in self._watches if self.unwrap(known) is model]:
             self._watches.pop(known).close()
 
-    def _share(self, model: nn.Module) -> DistributedDataParallel:
+    def _share(self, model: nn.Module) -> SharedModel:
         device = next(model.parameters()).device
-        return DistributedDataParallel(
+        shared = SharedModel(
             model,
             # Only numbered devices take ids; on the CPU torch refuses them.
             device_ids=None if device.index is None or device.type == "cpu" else [device.index],
             process_group=self._group,
             **self._arguments,
         )
+        hook = self._hook()
+        if hook is not None:
+            from accel_parallel import comm_hooks
+
+            comm_hooks.register(shared, hook)
+            self._hooks[shared] = hook
+        return shared
+
+    @staticmethod
+    def register_comm_hook(model: nn.Module, settings: Any) -> None:
+        """Register the hook that ``settings`` describe on ``model``, a ``DistributedDataParallel``.
+
+        Collective. Raises as `accel_parallel.comm_hooks.build` and ``register`` do.
+        """
+        from accel_parallel import comm_hooks
+
+        group = getattr(model, "process_group", None)
+        comm_hooks.register(model, comm_hooks.build(settings, group))
+
+    def comm_state(self, model: nn.Module) -> Any:
+        """Return what the communication hook of ``model`` keeps from step to step, None when nothing.
+
+        It is a ``PowerSGDState``; a run that is to go on exactly must save and restore it.
+        """
+        hook = self._hooks.get(model)
+        return None if hook is None or isinstance(hook.state, dist.ProcessGroup) else hook.state
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """Return the module inside torch's container."""
@@ -123,9 +178,50 @@ class DataParallel(StrategyBase):
         Raises CollectiveError when gradients that should have been averaged were not: they came about
         without the container's forward, or belong to parameters that were frozen at `wrap`.
         """
+        watches = list(self._watches.values())
+        for watch in watches:
+            watch.before(loss)
         loss.backward(**kwargs)  # type: ignore[no-untyped-call]
-        for watch in self._watches.values():
+        for watch in watches:
             watch.check()
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Raise StateError when ``optimizer`` is about to apply gradients that were never averaged."""
+        for watch in self._watches.values():
+            if watch.local:
+                watch.check_step(p for group in optimizer.param_groups for p in group["params"])
+
+    @contextmanager
+    def sync_next(self, model: nn.Module) -> Iterator[None]:
+        """Average the gradients of the next `backward`, whose forward ran under ``no_sync``.
+
+        What was added up before is averaged with them. Raises CapabilityError for a static graph, and
+        StateError when no `backward` came.
+        """
+        watch = self._watches.get(model)
+        if watch is None or not isinstance(model, DistributedDataParallel):
+            yield
+            return
+        if model.static_graph:
+            raise CapabilityError(
+                "Gradients of a forward under no_sync cannot be synchronised later with static_graph=True:"
+                " torch plans the communication of such a graph in its forward",
+                where=f"trigger_sync_in_backward, unit {watch.name!r}",
+                fix="leave static_graph out, or run the last forward outside of no_sync",
+            )
+        before, model.require_backward_grad_sync = model.require_backward_grad_sync, True
+        watch.late = True
+        try:
+            yield
+            if watch.late:
+                raise StateError(
+                    "No backward was synchronised: accelerator.backward(loss) belongs into the context",
+                    where=f"trigger_sync_in_backward, unit {watch.name!r}",
+                    fix="with accelerator.trigger_sync_in_backward(model): accelerator.backward(loss)",
+                )
+        finally:
+            watch.late = False
+            model.require_backward_grad_sync = before
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return the container's context in which gradients stay local; an empty one for other models."""
@@ -135,14 +231,6 @@ class DataParallel(StrategyBase):
 def _arguments(settings: Any) -> dict[str, Any]:
     if settings is None:
         return {}
-    for name in ("comm_hook", "comm_wrapper"):
-        hook = getattr(settings, name, DDPCommunicationHookType.NO)
-        if hook != DDPCommunicationHookType.NO:
-            raise CapabilityError(
-                f"Gradient communication hooks are not supported by this version: {name}={str(hook)!r}",
-                where="DistributedDataParallelKwargs",
-                fix=f"leave {name} out",
-            )
     given = {name: getattr(settings, name) for name in _PASSED_ON if hasattr(settings, name)}
     return {name: value for name, value in given.items() if value != _PASSED_ON[name]}
 

@@ -1,0 +1,39 @@
+"""Torch's container, with a helpful word for what it does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.nn.parallel import DistributedDataParallel
+
+
+class SharedModel(DistributedDataParallel):
+    """``torch.nn.parallel.DistributedDataParallel`` whose AttributeError tells where an attribute is.
+
+    Methods of the inner model are not passed through on purpose. Behind ``forward`` the container
+    prepares its reducer and sends buffers; done for every method, one that rank 0 calls alone
+    (``save_pretrained``) would wait for ranks that never come.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a parameter, buffer or submodule. Raises AttributeError, and says when the model has it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = self.__dict__.get("_modules", {}).get("module")
+            if name.startswith("_") or not hasattr(inner, name):
+                raise
+        kind = type(inner).__name__
+        if not callable(getattr(inner, name)):
+            use = f"accelerator.unwrap_model(model).{name}"
+        else:
+            use = (
+                f"accelerator.unwrap_model(model).{name}(...) where nothing is trained; to train through it"
+                f" let {kind}.forward call it: only after forward are gradients averaged"
+            )
+        raise AttributeError(
+            f"{name!r} belongs to the {kind} inside this container, not to the container. Use {use}"
+        )
+
+
+__all__ = ["SharedModel"]
