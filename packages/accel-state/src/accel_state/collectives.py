@@ -13,8 +13,11 @@ import torch.distributed as dist
 from accel_core.errors import CollectiveError
 from accel_core.protocols import LonelyCollectives
 
+from .calls import Call
 from .dtypes import result_dtype, wire_dtype
 from .frames import user_line
+from .lastwords import last_words
+from .rollcall import RollCall
 
 if TYPE_CHECKING:
     from accel_core.protocols import Collectives, ReduceOp
@@ -41,6 +44,7 @@ class TorchCollectives:
         self._types = backend_names(made)
         self._device = device or torch.device("cpu")
         self._side: dist.ProcessGroup | None = None
+        self._roll = RollCall(self, self._open_channel)
         self.rank = dist.get_rank(made)
         self.world_size = dist.get_world_size(made)
         self.timeout = group_timeout(made)
@@ -123,6 +127,32 @@ class TorchCollectives:
         )
         return box[0]
 
+    # -- agreement -------------------------------------------------------------------------------
+
+    def exchange(
+        self, call: Call, value: Callable[[], bytes] | None
+    ) -> tuple[Collectives, list[memoryview] | None]:
+        """Compare ``call`` over the ranks; return the group to run it on, and each rank's ``value()`` if all are small.
+
+        Without ``value`` nothing is compared: what is exchanged does not go through gloo, where unequal
+        sizes end the process and a rank waits for the others anyway. Raises
+        DistributedOperationException on every rank when the calls differ.
+        """
+        if value is None or self._types.get("cpu") != "gloo":
+            return self, None
+        return self, self._roll.exchange(call, value())
+
+    def meet(self, call: Call) -> None:
+        """Return once every rank has come with the same ``call``."""
+        if self._types.get("cpu") == "gloo":
+            self._roll.exchange(call, b"")
+        else:
+            self.barrier()
+
+    def carries(self, tensor: torch.Tensor) -> bool:
+        """Tell whether ``tensor`` goes through gloo as it is."""
+        return self._types.get(tensor.device.type) == "gloo"
+
     # -- order -----------------------------------------------------------------------------------
 
     def barrier(self) -> None:
@@ -139,7 +169,9 @@ class TorchCollectives:
         The first vote opens a gloo channel of its own, so that votes and the reductions of a
         backward pass cannot be taken for each other.
         """
-        side = self._side or self._run("vote", self._open_side_channel, ballot)
+        if self._side is None:
+            self._side = self._run("vote", self._open_channel, ballot)
+        side = self._side
         mine = torch.tensor([ballot], dtype=torch.int64)
         out = torch.empty(self.world_size, dtype=torch.int64)
         work = self._run("vote", partial(_gather_into, out, mine, group=side, async_op=True), ballot)
@@ -182,6 +214,7 @@ class TorchCollectives:
     def close(self) -> None:
         """Let go of a group that was destroyed; every operation is refused from now on."""
         self._group = self._side = None
+        self._roll.close()
 
     def _alive(self) -> dist.ProcessGroup:
         if self._group is None:
@@ -192,14 +225,14 @@ class TorchCollectives:
             )
         return self._group
 
-    def _open_side_channel(self) -> dist.ProcessGroup:
+    def _open_channel(self) -> dist.ProcessGroup:
+        """Make a gloo group of the same ranks, for messages that must not meet those of the group itself."""
         ranks = [self._global(rank) for rank in range(self.world_size)]
         made: Any = dist.new_group(
             ranks, timeout=self.timeout, backend="gloo", use_local_synchronization=True
         )
-        side: dist.ProcessGroup = made
-        self._side = side
-        return side
+        channel: dist.ProcessGroup = made
+        return channel
 
     def _global(self, rank: int) -> int:
         if not 0 <= rank < self.world_size:
@@ -217,9 +250,20 @@ class TorchCollectives:
             value = value.to("cpu" if "cpu" in self._types else self._device)
         return value.contiguous()
 
+    @staticmethod
+    def gather_bytes(out: torch.Tensor, own: torch.Tensor, group: Any) -> None:
+        """Fill ``out`` with the bytes of all ranks of ``group``."""
+        _gather_into(out, own, group=group)
+
+    def run(self, call: Call, action: Callable[[], Any]) -> Any:
+        """Return ``action()``, which exchanges for ``call``; what torch raises becomes a CollectiveError."""
+        return self._run(call.operation, action, None)
+
     def _run(self, name: str, call: Callable[[], Any], subject: Any) -> Any:
         try:
             return call()
+        except CollectiveError:
+            raise
         except (RuntimeError, ValueError) as error:
             raise self._explain(name, error, subject) from error
 
@@ -227,12 +271,14 @@ class TorchCollectives:
         text = str(error)
         first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
         lowered = text.lower()
-        if "timed out" in lowered or "timeout" in lowered:
+        late = "timed out" in lowered or "timeout" in lowered
+        lost = any(sign in lowered for sign in ("connection", "peer", "socket", "broken pipe"))
+        if late:
             what = f"{name} did not finish within {self.timeout}: a rank did not call it, or is late"
             fix = (
                 "make every rank reach this line, or raise the timeout (InitProcessGroupKwargs(timeout=...))"
             )
-        elif any(sign in lowered for sign in ("connection", "peer", "socket", "broken pipe")):
+        elif lost:
             what = f"{name} lost a rank: another process of the group has ended"
             fix = "look for the first error in the output of the other ranks"
         else:
@@ -243,8 +289,13 @@ class TorchCollectives:
         brought = (
             f", brought {tuple(subject.shape)} {subject.dtype}" if isinstance(subject, torch.Tensor) else ""
         )
-        where = f"rank {self.rank} of {self.world_size}{brought}, timeout {self.timeout}, {user_line()}"
-        return CollectiveError(f"{what} ({first.strip()})", where=where, fix=fix)
+        line = user_line()
+        where = f"rank {self.rank} of {self.world_size}{brought}, timeout {self.timeout}, {line}"
+        what = f"{what} ({first.strip()})"
+        if (late or lost) and self._group is not None:
+            members = dist.get_process_group_ranks(self._group)
+            what += last_words(members, self.rank, f"{name} at {line}")
+        return CollectiveError(what, where=where, fix=fix)
 
 
 class NoCollectives:

@@ -1,4 +1,4 @@
-"""Where in the user's code a call came from; looked up only when an error is written."""
+"""Where in the user's code a call came from; looked up only when an error is written or ranks are compared."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _OURS = frozenset(
 )  # fmt: skip
 
 
-def user_line() -> str:
-    """Return ``file:line`` of the nearest frame that is neither accel's nor torch's."""
-    frame: FrameType | None = sys._getframe(1)
+def user_line(start: FrameType | None = None) -> str:
+    """Return ``file:line`` of the nearest frame, from ``start`` outwards, that is neither accel's nor torch's."""
+    frame: FrameType | None = start or sys._getframe(1)
     last = frame
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _OURS:

@@ -26,6 +26,8 @@ from accel_core.logging import RankInfo, set_rank_source
 from accel_core.protocols import LonelyCollectives
 from accel_core.topology import Topology
 
+from .board import open_board
+from .checked import CheckedCollectives
 from .collectives import NoCollectives, TorchCollectives
 from .devices.base import too_many
 from .devices.choose import detect, hardware_of
@@ -57,6 +59,8 @@ class ProcessState:
     """Whether `start` made the process group; one that the user made is never destroyed here."""
 
 
+DEBUG_PATIENCE = 60.0
+"""Seconds that a rank waits for the others in debug mode, unless ACCELERATE_DEBUG_TIMEOUT says otherwise."""
 _ADOPTED = "torch.distributed"
 """The source of a topology that the user's process group decided."""
 
@@ -119,6 +123,8 @@ def start(
         made = _alone(topology, hardware, asked)
     else:
         made = _together(topology, hardware, asked, backend, timeout, init_method)
+    if settings.debug:
+        made = _checked(made, settings.debug_timeout)
     _current = replace(made, debug=bool(settings.debug), fork_launched=bool(settings.fork_launched))
     _owner = os.getpid()
     set_rank_source(_rank_info)
@@ -129,7 +135,8 @@ def shutdown() -> None:
     """Leave the process group when `start` made it; the rest of the state stays readable."""
     if _current is None or not _current.owns_group:
         return
-    if isinstance(_current.collectives, TorchCollectives):
+    _stop_comparing()
+    if isinstance(_current.collectives, (TorchCollectives, CheckedCollectives)):
         _current.collectives.close()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -139,6 +146,7 @@ def reset() -> None:
     """Leave the group and forget the state and all views of it, so that this process can be set up anew."""
     global _current
     shutdown()
+    _stop_comparing()
     _current = None
     for forget in _forgetters:
         forget()
@@ -151,9 +159,16 @@ def at_reset(forget: Callable[[], None]) -> None:
 
 def _leave() -> None:
     """Destroy our group when the program ends; torch warns about one that nobody destroyed."""
+    _stop_comparing()
     # Not after an error: destroying can wait for ranks that will never do the same.
     if not hasattr(sys, "last_value"):
         shutdown()
+
+
+def _stop_comparing() -> None:
+    """Tell ranks that wait in debug mode that this one has left."""
+    if _current is not None and isinstance(_current.collectives, CheckedCollectives):
+        _current.collectives.board.close()
 
 
 atexit.register(_leave)
@@ -257,6 +272,16 @@ def _in_group(topology: Topology, hardware: Device, chosen: torch.device, spec: 
         timeout=collectives.timeout,
         distributed_type=DistributedType(hardware.distributed_label if topology.world_size > 1 else "NO"),
     )
+
+
+def _checked(state: ProcessState, patience: float | None) -> ProcessState:
+    """Return the state with collectives that compare what the ranks do before they do it."""
+    if not isinstance(state.collectives, TorchCollectives) or state.topology.world_size == 1:
+        return state
+    board = open_board(
+        state.topology.rank, state.topology.world_size, DEBUG_PATIENCE if patience is None else patience
+    )
+    return replace(state, collectives=CheckedCollectives(state.collectives, board))
 
 
 def _select(topology: Topology, hardware: Device, asked: torch.device | None) -> torch.device:

@@ -14,6 +14,7 @@ from accel_core.errors import UnknownNameError
 from . import process
 from .devices.choose import detect
 from .execution import Execution
+from .operations.exchange import wait_for_everyone
 from .split import split
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class PartialState(Execution):
 
     def wait_for_everyone(self) -> None:
         """Wait until every process has come here."""
-        self._process.collectives.barrier()
+        wait_for_everyone(collectives=self._process.collectives)
 
     @contextmanager
     def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from accel_core.enums import DynamoBackend
 
-from .codecs import BOOL, OPEN_NAME, TEXT, Codec, choice, whole
+from .codecs import BOOL, OPEN_NAME, TEXT, Codec, choice, number, whole
 from .records import Record, variable
 
 ACCELERATE_MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -19,6 +19,8 @@ ACCELERATE_GRADIENT_ACCUMULATION_STEPS = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS
 """Micro-batches in one optimizer step."""
 ACCELERATE_DEBUG_MODE = "ACCELERATE_DEBUG_MODE"
 """Whether collectives compare shapes over all ranks first, and raise instead of hanging."""
+ACCELERATE_DEBUG_TIMEOUT = "ACCELERATE_DEBUG_TIMEOUT"
+"""Seconds that a rank waits in debug mode for one that does not come, before it says where everybody is."""
 ACCELERATE_LOG_LEVEL = "ACCELERATE_LOG_LEVEL"
 """The level of loggers made by ``get_logger`` without one: DEBUG, INFO, WARNING, ERROR or CRITICAL."""
 ACCELERATE_CPU_AFFINITY = "ACCELERATE_CPU_AFFINITY"
@@ -73,6 +75,7 @@ class RunConfig(Record):
         ACCELERATE_GRADIENT_ACCUMULATION_STEPS, whole(1), flag="--gradient_accumulation_steps"
     )
     debug: bool | None = variable(ACCELERATE_DEBUG_MODE, BOOL, flag="--debug")
+    debug_timeout: float | None = variable(ACCELERATE_DEBUG_TIMEOUT, number(0.1))
     log_level: str | None = variable(ACCELERATE_LOG_LEVEL, choice(*LOG_LEVELS))
     cpu_affinity: bool | None = variable(ACCELERATE_CPU_AFFINITY, BOOL, flag="--enable_cpu_affinity")
     dynamo_backend: str | None = variable(ACCELERATE_DYNAMO_BACKEND, DYNAMO_BACKEND, flag="--dynamo_backend")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from accel_core.errors import UnknownNameError
 from accel_core.nested import map_nested
-from accel_state.dtypes import result_dtype
+from accel_state.calls import Call
+from accel_state.dtypes import result_dtype, wire_dtype
+from accel_state.rollcall import packed, stacked
 
-from .agreement import agree, of_process
+from .agreement import Comparing, agree, of_process
 from .walking import only_tensors
 
 if TYPE_CHECKING:
@@ -20,8 +23,15 @@ _REDUCTIONS = ("sum", "mean", "max", "min", "none")
 
 
 def wait_for_everyone(*, collectives: Collectives | None = None) -> None:
-    """Wait until every process has come here."""
-    of_process(collectives).barrier()
+    """Wait until every process has come here.
+
+    Raises DistributedOperationException when another process is in another exchange instead.
+    """
+    group = of_process(collectives)
+    if isinstance(group, Comparing):
+        group.meet(Call.of("wait_for_everyone"))
+    else:
+        group.barrier()
 
 
 def gather(tensor: Any, *, collectives: Collectives | None = None) -> Any:
@@ -29,15 +39,32 @@ def gather(tensor: Any, *, collectives: Collectives | None = None) -> Any:
 
     A tensor of shape ``[n, ...]`` becomes ``[world_size * n, ...]``; one without dimensions becomes
     ``[world_size]``, with one process too. Results lie on the device of the input. Raises
-    NotATensorError for other leaves and, in debug mode, DistributedOperationException when shapes
-    differ between ranks.
+    NotATensorError for other leaves and DistributedOperationException when shapes differ between ranks
+    (on accelerators in debug mode only).
     """
     group = of_process(collectives)
-    only_tensors(tensor, "gather")
-    agree("gather", tensor, group)
+    found = only_tensors(tensor, "gather")
     if group.world_size == 1:
         return map_nested(lambda leaf: leaf if leaf.ndim else leaf[None], tensor)
-    return map_nested(lambda leaf: _joined(group.all_gather(leaf)), tensor)
+    group, stacks = _together(Call.of("gather", tensor, one_line=True), found, group)
+    if stacks is None:
+        return map_nested(lambda leaf: _joined(group.all_gather(leaf)), tensor)
+    each = iter(stacks)
+    return map_nested(lambda _: _joined(next(each)), tensor)
+
+
+def _together(
+    call: Call, tensors: list[torch.Tensor], group: Collectives
+) -> tuple[Collectives, list[torch.Tensor] | None]:
+    """Compare ``call``; return the group to run it on and, when they are small, the tensors of all ranks."""
+    carries: Callable[[torch.Tensor], bool] = getattr(group, "carries", _nothing)
+    through_gloo = all(map(carries, tensors))
+    group, values = agree(call, group, (lambda: packed(tensors)) if through_gloo else None)
+    return group, None if values is None else stacked(values, tensors)
+
+
+def _nothing(tensor: torch.Tensor) -> bool:  # noqa: ARG001
+    return False
 
 
 def _joined(stacked: torch.Tensor) -> torch.Tensor:
@@ -55,28 +82,51 @@ def reduce(
     if reduction not in _REDUCTIONS:
         raise UnknownNameError("reduction", str(reduction), _REDUCTIONS)
     group = of_process(collectives)
-    only_tensors(tensor, "reduce")
-    agree("reduce", tensor, group)
-    return map_nested(lambda leaf: _reduced(leaf, reduction, scale, group), tensor)
+    found = only_tensors(tensor, "reduce")
+    if reduction == "none" or group.world_size == 1:
+        return map_nested(lambda leaf: _scaled(_lonely(leaf, reduction, group), scale), tensor)
+    op = cast("ReduceOp", reduction)
+    group, stacks = _together(Call.of(f"reduce({op})", tensor, one_line=True), found, group)
+    if stacks is None or any(leaf.is_complex() for leaf in found):
+        return map_nested(lambda leaf: _scaled(group.all_reduce(leaf, op), scale), tensor)
+    each = iter(stacks)
+    return map_nested(lambda _: _scaled(_over_ranks(next(each), op), scale), tensor)
 
 
-def _reduced(tensor: torch.Tensor, reduction: str, scale: float, group: Collectives) -> torch.Tensor:
+def _lonely(tensor: torch.Tensor, reduction: str, group: Collectives) -> torch.Tensor:
     if reduction == "none":
-        value = tensor
-    else:
-        op = cast("ReduceOp", reduction)
-        value = group.all_reduce(tensor, op)
-        # A group of one hands its input back; the dtype must not depend on the number of ranks.
-        value = value.to(result_dtype(tensor.dtype, op))
-    return value if scale == 1.0 else value * scale
+        return tensor
+    op = cast("ReduceOp", reduction)
+    # A group of one may hand its input back; the dtype must not depend on the number of ranks.
+    return group.all_reduce(tensor, op).to(result_dtype(tensor.dtype, op))
+
+
+def _over_ranks(stack: torch.Tensor, op: ReduceOp) -> torch.Tensor:
+    """Return the reduction of ``[world_size, *shape]`` over its first dimension, as `Collectives.all_reduce`."""
+    target = result_dtype(stack.dtype, op)
+    value = stack.to(wire_dtype(target, through_gloo=True))
+    if op in {"max", "min"}:
+        return (value.amax(0) if op == "max" else value.amin(0)).to(target)
+    # In the dtype of the wire, as between processes: torch would widen whole numbers.
+    total = value.sum(0, dtype=value.dtype)
+    return (total / stack.shape[0] if op == "mean" else total).to(target)
+
+
+def _scaled(tensor: torch.Tensor, scale: float) -> torch.Tensor:
+    return tensor if scale == 1.0 else tensor * scale
 
 
 def broadcast(tensor: Any, from_process: int = 0, *, collectives: Collectives | None = None) -> Any:
     """Return rank ``from_process``'s tensors on every rank; all ranks pass equal structures and shapes."""
     group = of_process(collectives)
-    only_tensors(tensor, "broadcast")
-    agree("broadcast", tensor, group)
-    return map_nested(lambda leaf: group.broadcast(leaf, from_process), tensor)
+    found = only_tensors(tensor, "broadcast")
+    if group.world_size == 1:
+        return map_nested(lambda leaf: group.broadcast(leaf, from_process), tensor)
+    group, stacks = _together(Call.of(f"broadcast from rank {from_process}", tensor), found, group)
+    if stacks is None or not 0 <= from_process < group.world_size:
+        return map_nested(lambda leaf: group.broadcast(leaf, from_process), tensor)
+    each = iter(stacks)
+    return map_nested(lambda _: next(each)[from_process].clone(), tensor)
 
 
 def pad_across_processes(
@@ -95,11 +145,13 @@ def pad_across_processes(
     """
     group = of_process(collectives)
     found = only_tensors(tensor, "pad_across_processes")
-    agree("pad_across_processes", tensor, group, dim=dim)
-    if group.world_size == 1 or not found:
+    if group.world_size == 1:
         return tensor
     own = torch.tensor([_size(leaf, dim) for leaf in found], dtype=torch.int64)
-    largest = iter(group.all_reduce(own, "max").tolist())
+    call = Call.of(f"pad_across_processes(dim={dim})", tensor, sizes=False, one_line=True)
+    group, values = agree(call, group, lambda: packed([own]))
+    sizes = group.all_reduce(own, "max") if values is None else stacked(values, [own])[0].amax(0)
+    largest = iter(sizes.tolist())
     return map_nested(lambda leaf: pad_to(leaf, next(largest), dim, pad_index, pad_first), tensor)
 
 
