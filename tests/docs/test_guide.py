@@ -42,6 +42,20 @@ def test_first_steps(tmp_path: Path, number: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+OWN_TESTS = {"first_steps.md", "extending.md"}
+PAGES = sorted(page.name for page in GUIDE.glob("*.md") if page.name not in OWN_TESTS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_of_a_page_runs_in_order(tmp_path: Path, page: str) -> None:
+    """Blocks of one page are one script: a later one may use what an earlier one made."""
+    text = "\n".join(blocks(page, "python"))
+    assert text, "a guide without code that runs"
+    (tmp_path / "page.py").write_text(text)
+    done = run(tmp_path, "-m", "accel_cli", "launch", "--cpu", "page.py")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
 def test_every_import_that_first_steps_names() -> None:
     for line in re.findall(r"`(from accel[. ][^`]*)`", (GUIDE / "first_steps.md").read_text()):
         exec(line.replace(", ...", ""), {})
