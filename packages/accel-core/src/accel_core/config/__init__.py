@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .base import Config as Config
     from .base import KwargsHandler as KwargsHandler
     from .base import defaults_of as defaults_of
+    from .compiling import TorchDynamoPlugin as TorchDynamoPlugin
     from .file import ConfigFile as ConfigFile
     from .file import config_path as config_path
     from .file import default_config as default_config
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from .handlers import DistributedDataParallelKwargs as DistributedDataParallelKwargs
     from .handlers import GradScalerKwargs as GradScalerKwargs
     from .handlers import InitProcessGroupKwargs as InitProcessGroupKwargs
-    from .handlers import ProfileKwargs as ProfileKwargs
-    from .handlers import TorchDynamoPlugin as TorchDynamoPlugin
     from .layers import CODE as CODE
     from .layers import COMMAND_LINE as COMMAND_LINE
     from .layers import CONFIG_FILE as CONFIG_FILE
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from .layers import Layers as Layers
     from .layers import Resolved as Resolved
     from .layers import Said as Said
+    from .profile import ProfileKwargs as ProfileKwargs
     from .run import DataLoaderConfiguration as DataLoaderConfiguration
     from .run import GradientAccumulationPlugin as GradientAccumulationPlugin
     from .run import ProjectConfiguration as ProjectConfiguration
@@ -51,11 +51,11 @@ _NAMES = {
     "Layer": ".layers",
     "Layers": ".layers",
     "ORDER": ".layers",
-    "ProfileKwargs": ".handlers",
+    "ProfileKwargs": ".profile",
     "ProjectConfiguration": ".run",
     "Resolved": ".layers",
     "Said": ".layers",
-    "TorchDynamoPlugin": ".handlers",
+    "TorchDynamoPlugin": ".compiling",
     "config_path": ".file",
     "default_config": ".file",
     "defaults_of": ".base",

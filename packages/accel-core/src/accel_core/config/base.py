@@ -63,9 +63,18 @@ class KwargsHandler(Config):
         return {item.name: deepcopy(getattr(self, item.name)) for item in fields(self)}
 
     def to_kwargs(self) -> dict[str, Any]:
-        """Return the settings that differ from their defaults, so that what they configure keeps its own."""
-        defaults = defaults_of(type(self))
-        return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+        """Return the settings that differ from their defaults, so that what they configure keeps its own.
+
+        A subclass may have other defaults; those of its documented base are what torch's are like.
+        """
+        lineage = [cls for cls in type(self).__mro__ if issubclass(cls, KwargsHandler)]
+        base = lineage[-2] if len(lineage) > 1 else KwargsHandler
+        defaults = {**defaults_of(type(self)), **defaults_of(base)}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in defaults or value != defaults[name]
+        }
 
 
 def defaults_of(cls: type[Any]) -> dict[str, Any]:

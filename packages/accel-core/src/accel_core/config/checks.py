@@ -10,6 +10,13 @@ from accel_core.errors import Fault
 from accel_core.spelling import guess
 
 
+def as_member(owner: object, name: str, kind: type[Any]) -> None:
+    """Replace a name by its enumeration member; what is none stays for the checks to report."""
+    value = getattr(owner, name)
+    if isinstance(value, str) and value in kind:
+        object.__setattr__(owner, name, kind(value))
+
+
 def flags(owner: object, *names: str, optional: bool = False) -> Iterator[Fault]:
     """Check that the fields ``names`` are True or False, or None when ``optional``."""
     for name in names:
@@ -77,4 +84,4 @@ def keys(owner: object, name: str, known: Iterable[str], *, optional: bool = Tru
             yield Fault(f"{name}[{key!r}]", value[key], "is an unknown key", fix)
 
 
-__all__ = ["flags", "instance", "keys", "number", "one_of", "whole"]
+__all__ = ["as_member", "flags", "instance", "keys", "number", "one_of", "whole"]

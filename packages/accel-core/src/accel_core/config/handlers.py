@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from accel_core.enums import DDPCommunicationHookType, DynamoBackend
+from accel_core.enums import DDPCommunicationHookType
 from accel_core.errors import Fault
 
 from . import checks
@@ -15,13 +15,6 @@ from .base import KwargsHandler
 
 _HOOK_FIELDS = ("comm_hook", "comm_wrapper", "comm_state_option")
 _WRAPPERS = (DDPCommunicationHookType.NO, DDPCommunicationHookType.FP16, DDPCommunicationHookType.BF16)
-
-
-def _as_member(owner: object, name: str, kind: type[Any]) -> None:
-    """Replace a name by its enumeration member; what is none stays for the checks to report."""
-    value = getattr(owner, name)
-    if isinstance(value, str) and value in kind:
-        object.__setattr__(owner, name, kind(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +49,8 @@ class DistributedDataParallelKwargs(KwargsHandler):
     comm_state_option: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _as_member(self, "comm_hook", DDPCommunicationHookType)
-        _as_member(self, "comm_wrapper", DDPCommunicationHookType)
+        checks.as_member(self, "comm_hook", DDPCommunicationHookType)
+        checks.as_member(self, "comm_wrapper", DDPCommunicationHookType)
         KwargsHandler.__post_init__(self)
 
     def faults(self) -> Iterator[Fault]:
@@ -126,80 +119,9 @@ class InitProcessGroupKwargs(KwargsHandler):
         return None if self.backend == "nccl" else self.backend
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileKwargs(KwargsHandler):
-    """What ``Accelerator.profile`` records and where it is written."""
-
-    activities: list[str] | None = None
-    schedule_option: dict[str, int] | None = None
-    on_trace_ready: Callable[..., Any] | None = None
-    record_shapes: bool = False
-    profile_memory: bool = False
-    with_stack: bool = False
-    with_flops: bool = False
-    with_modules: bool = False
-    output_trace_dir: str | None = None
-
-    def faults(self) -> Iterator[Fault]:
-        """Yield everything that is wrong."""
-        if self.activities is not None:
-            listed = isinstance(self.activities, (list, tuple))
-            if not listed or not all(isinstance(name, str) for name in self.activities):
-                yield Fault(
-                    "activities", self.activities, 'must be a list of names such as ["cpu", "cuda"] or None'
-                )
-        known = ("skip_first", "wait", "warmup", "active", "repeat", "skip_first_wait")
-        yield from checks.keys(self, "schedule_option", known)
-        callback: object = self.on_trace_ready
-        if callback is not None and not callable(callback):
-            yield Fault("on_trace_ready", callback, "must be callable or None")
-        yield from checks.flags(
-            self, "record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules"
-        )
-        yield from checks.instance(self, "output_trace_dir", str)
-
-
-@dataclass(frozen=True, slots=True)
-class TorchDynamoPlugin(KwargsHandler):
-    """How models are compiled; None leaves a setting to the environment and then to ``torch.compile``.
-
-    The backend may be given by name in any case.
-    """
-
-    backend: DynamoBackend | None = None
-    mode: str | None = None
-    fullgraph: bool | None = None
-    dynamic: bool | None = None
-    options: dict[str, Any] | None = None
-    disable: bool = False
-    use_regional_compilation: bool | None = None
-
-    def __post_init__(self) -> None:
-        _as_member(self, "backend", DynamoBackend)
-        KwargsHandler.__post_init__(self)
-
-    def faults(self) -> Iterator[Fault]:
-        """Yield everything that is wrong."""
-        yield from checks.one_of(self, "backend", DynamoBackend, optional=True)
-        modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-        yield from checks.one_of(self, "mode", modes, optional=True)
-        yield from checks.flags(self, "fullgraph", "dynamic", "use_regional_compilation", optional=True)
-        yield from checks.instance(self, "options", dict)
-        yield from checks.flags(self, "disable")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every setting by name, the backend as ``torch.compile`` spells it."""
-        found = KwargsHandler.to_dict(self)
-        if self.backend is not None:
-            found["backend"] = self.backend.value.lower()
-        return found
-
-
 __all__ = [
     "AutocastKwargs",
     "DistributedDataParallelKwargs",
     "GradScalerKwargs",
     "InitProcessGroupKwargs",
-    "ProfileKwargs",
-    "TorchDynamoPlugin",
 ]
