@@ -17,6 +17,7 @@ from accel_core.enums import DDPCommunicationHookType
 from accel_core.errors import CapabilityError, PrepareError, StateError
 from accel_core.protocols import StrategyBase, StrategyContext, Unit
 from accel_parallel.container import SharedModel
+from accel_parallel.compiling import compile_model
 from accel_parallel.gradients import TorchGradients
 from accel_parallel.inspection import check_not_meta, check_not_shared, check_one_device, check_owners
 from accel_parallel.placement import place
@@ -108,7 +109,7 @@ class DataParallel(StrategyBase):
             )
 
     def wrap(self, unit: Unit) -> Unit:
-        """Return the unit ready to train: placed, in the precision, in torch's container.
+        """Return the unit ready to train: placed, in the precision, compiled if asked, in torch's container.
 
         Units for evaluation and models without trainable parameters have no gradients to average, and
         stay out of the container.
@@ -117,6 +118,9 @@ class DataParallel(StrategyBase):
         self._forget(unit.model)
         place(unit, self.context.device)
         model = self.context.precision.convert(unit.model)
+        # Inside the container: its hooks and ours stay untraced, and torch still cuts the graphs at the
+        # container's buckets, since it traces in the first call, from within the container's forward.
+        compile_model(model, self.context.settings.get("dynamo"))
         if unit.evaluation:
             return replace(unit, model=model)
         if any(parameter.requires_grad for parameter in model.parameters()):

@@ -10,6 +10,7 @@ from torch import nn
 
 from accel_core.errors import CapabilityError
 from accel_core.protocols import StrategyBase, StrategyContext, Unit
+from accel_parallel.compiling import compile_model
 from accel_parallel.gradients import TorchGradients
 from accel_parallel.inspection import check_not_meta, check_not_shared, check_owners
 from accel_parallel.placement import place
@@ -44,10 +45,11 @@ class Single(StrategyBase):
         check_owners(unit)
 
     def wrap(self, unit: Unit) -> Unit:
-        """Return the unit with its model on the device and in the precision: the same objects."""
+        """Return the unit, its model on the device, in the precision, compiled if asked: the same objects."""
         self.check(unit)
         place(unit, self.context.device)
-        return replace(unit, model=self.context.precision.convert(unit.model))
+        model = self.context.precision.convert(unit.model)
+        return replace(unit, model=compile_model(model, self.context.settings.get("dynamo")))
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """Return the model as it is."""
