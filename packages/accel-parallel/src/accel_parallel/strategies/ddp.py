@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from accel_core.enums import DDPCommunicationHookType
 from accel_core.errors import CapabilityError, PrepareError, StateError
 from accel_core.protocols import StrategyBase, StrategyContext, Unit
-from accel_parallel.container import SharedModel
 from accel_parallel.compiling import compile_model
+from accel_parallel.container import SharedModel
 from accel_parallel.gradients import TorchGradients
 from accel_parallel.inspection import check_not_meta, check_not_shared, check_one_device, check_owners
 from accel_parallel.placement import place
