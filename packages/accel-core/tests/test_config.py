@@ -92,7 +92,7 @@ DOCUMENTED = {
     KwargsHandler: {},
 }
 # What accel adds to them; always after the documented ones.
-OURS = {DataLoaderConfiguration: {"sharding": "auto", "audit": "first_batches"}}
+OURS = {DataLoaderConfiguration: {"sharding": "auto", "audit": "first_batches", "uneven": None}}
 CLASSES = list(DOCUMENTED)
 
 
@@ -104,7 +104,12 @@ def test_parameters_and_defaults_are_the_documented_ones(cls):
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "near"), [("sharding", "shard", "sharded"), ("audit", "first_batch", "first_batches")]
+    ("name", "wrong", "near"),
+    [
+        ("sharding", "shard", "sharded"),
+        ("audit", "first_batch", "first_batches"),
+        ("uneven", "pad_mask", "pad_masked"),
+    ],
 )
 def test_a_word_that_is_no_choice_is_refused_with_the_nearest(name, wrong, near):
     with pytest.raises(ConfigError, match=f"{name}={wrong!r}.*\n.*did you mean {near!r}"):
