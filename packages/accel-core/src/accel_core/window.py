@@ -10,43 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .cursor import Closed, LoaderCursor, calling_path
 from .errors import ConfigError, Fault, StateError
 
 if TYPE_CHECKING:
     from .tally import SampleTally
-
-
-class LoaderCursor:
-    """Where one running iteration of a prepared loader stands.
-
-    The loader updates it before each batch is handed out, so it always speaks of the batch that
-    the loop body holds.
-    """
-
-    __slots__ = ("counted", "end", "owner", "remaining", "samples", "valid", "world_batch")
-
-    def __init__(self, owner: object = None) -> None:
-        self.owner = owner
-        self.end = False
-        """This batch is the last one of the iteration."""
-        self.remaining: int | None = None
-        """Batches left, this one included; None when the length is not known ahead."""
-        self.valid: int | None = None
-        """Real samples in this batch over all ranks when some are padding; None when all are real."""
-        self.world_batch: int | None = None
-        """Samples in this batch over all ranks, padding included; None when not known."""
-        self.samples: int | None = 0
-        """Real samples of all ranks so far, those of this batch included; None when not known."""
-        self.counted = 0
-        """How many of ``samples`` a `SampleTally` has counted."""
-
-    def hand_out(self) -> None:
-        """Count the samples of the batch that is handed out next; ``valid`` and ``world_batch`` are its."""
-        fresh = self.world_batch if self.valid is None else self.valid
-        if fresh is None or self.samples is None:
-            self.samples = None
-        else:
-            self.samples += fresh
 
 
 class GradientWindow:
@@ -67,6 +35,7 @@ class GradientWindow:
         "_filled",
         "adjust_scheduler",
         "backwards",
+        "closed",
         "divisor",
         "inside",
         "models",
@@ -116,6 +85,8 @@ class GradientWindow:
         """The total weight, over all ranks, of the latest window that was given weights."""
         self.weighings = 0
         """How many windows were given weights so far."""
+        self.closed: Closed | None = None
+        """The loop that ended last, when the batch in its body's hand had padding."""
         self._cursors: list[LoaderCursor] = []
 
     # -- moved on by accumulate() ------------------------------------------------------------
@@ -205,12 +176,20 @@ class GradientWindow:
 
     def push(self, cursor: LoaderCursor) -> None:
         """Make ``cursor`` the running loader; the one before it continues when it is removed."""
+        cursor.path = calling_path()
+        self.closed = None
         self._cursors.append(cursor)
 
     def remove(self, cursor: LoaderCursor) -> None:
         """Forget ``cursor``, wherever it stands: loops may be left by break, in any order."""
         if cursor in self._cursors:
             self._cursors.remove(cursor)
+        cursor.batch = None
+        if cursor.valid is not None:
+            outer = self.active
+            self.closed = Closed(cursor.valid, cursor.world_batch, outer, outer.number if outer else 0)
+        elif self.closed is not None and self.closed.outer is cursor and self.closed.number != cursor.number:
+            self.closed = None
 
     @property
     def cursors(self) -> tuple[LoaderCursor, ...]:
@@ -259,3 +238,6 @@ def _checked(num_steps: int) -> int:
         fault = Fault("num_steps", num_steps, "must be a whole number of at least 1")
         raise ConfigError("gradient accumulation", [fault])
     return num_steps
+
+
+__all__ = ["GradientWindow", "LoaderCursor", "unsettled"]
