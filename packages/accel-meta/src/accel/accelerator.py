@@ -16,6 +16,7 @@ from accel_core.config import (
     GradientAccumulationPlugin,
     KwargsHandler,
     ProjectConfiguration,
+    TorchDynamoPlugin,
 )
 from accel_parallel import AcceleratedOptimizer
 from accel_state import AcceleratorState, GradientState, operations
@@ -74,7 +75,7 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         step_scheduler_with_optimizer: bool = True,
         kwargs_handlers: Sequence[KwargsHandler] | None = None,
         dynamo_backend: str | None = None,
-        dynamo_plugin: Any = None,
+        dynamo_plugin: TorchDynamoPlugin | None = None,
         deepspeed_plugins: Any = None,
         parallelism_config: Any = None,
         *,
@@ -86,8 +87,6 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
             "fsdp_plugin": fsdp_plugin,
             "torch_tp_plugin": torch_tp_plugin,
             "megatron_lm_plugin": megatron_lm_plugin,
-            "dynamo_plugin": dynamo_plugin,
-            "dynamo_backend": None if dynamo_backend in (None, "no", "NO") else dynamo_backend,
             "parallelism_config": parallelism_config,
             "log_with": log_with,
         }
@@ -102,6 +101,8 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
             project_dir=project_dir,
             handlers=kwargs_handlers,
             rng_types=rng_types,
+            dynamo_backend=dynamo_backend,
+            dynamo_plugin=dynamo_plugin,
             flags={
                 "device_placement": device_placement,
                 "cpu": cpu,
@@ -120,6 +121,7 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         self.state = AcceleratorState(
             mixed_precision=settings.mixed_precision,
             cpu=cpu,
+            dynamo_plugin=settings.handlers.get("dynamo"),
             _from_accelerator=True,
             **self._process_options(),
         )

@@ -12,6 +12,7 @@ from accel_core.config import (
     GradientAccumulationPlugin,
     KwargsHandler,
     ProjectConfiguration,
+    TorchDynamoPlugin,
 )
 from accel_core.enums import DDPCommunicationHookType, RNGType
 from accel_core.environment import PREFIXES, RunConfig
@@ -24,6 +25,7 @@ _KINDS: Mapping[str, type[Any]] = {
     "dataloader_config": DataLoaderConfiguration,
     "project_config": ProjectConfiguration,
     "gradient_accumulation_plugin": GradientAccumulationPlugin,
+    "dynamo_plugin": TorchDynamoPlugin,
 }
 
 

@@ -14,6 +14,7 @@ from accel_data import prepare_data_loader
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 from accel_state import random
 
+from .compilation import check_compiled
 from .configuration_api import ConfigurationAPI
 from .preparation import (
     check_ownership,
@@ -127,6 +128,8 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         return made
 
     def _keep_model(self, model: nn.Module, wrapped: Any) -> nn.Module:
+        if "dynamo" in self._settings.handlers:
+            check_compiled(self._strategy, wrapped)
         self._registry.units.append(wrapped)
         self._registry.models.append(wrapped.model)
         self._registry.remember(model, wrapped.model)

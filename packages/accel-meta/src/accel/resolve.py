@@ -19,7 +19,9 @@ from accel_core.config import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
     KwargsHandler,
+    ProfileKwargs,
     ProjectConfiguration,
+    TorchDynamoPlugin,
 )
 from accel_core.enums import PrecisionType
 from accel_core.environment import RunConfig
@@ -27,6 +29,7 @@ from accel_core.errors import CapabilityError, ConfigError, Fault
 from accel_core.protocols import Precision, Strategy, StrategyContext
 
 from . import arguments
+from .compilation import compilation
 
 if TYPE_CHECKING:
     from accel_state.process import ProcessState
@@ -36,6 +39,7 @@ _HANDLERS: dict[type[KwargsHandler], str] = {
     DistributedDataParallelKwargs: "ddp",
     GradScalerKwargs: "scaler",
     InitProcessGroupKwargs: "init",
+    ProfileKwargs: "profile",
 }
 
 
@@ -62,6 +66,8 @@ def settings(
     project_dir: str | None,
     handlers: Sequence[KwargsHandler] | None,
     rng_types: Sequence[str] | None,
+    dynamo_backend: str | None,
+    dynamo_plugin: TorchDynamoPlugin | None,
     flags: Mapping[str, bool],
 ) -> Settings:
     """Bring arguments and environment together; what code says wins over what the environment says.
@@ -75,10 +81,15 @@ def settings(
         "dataloader_config": loader,
         "project_config": project,
         "gradient_accumulation_plugin": accumulation,
+        "dynamo_plugin": dynamo_plugin,
     }
     arguments.check(flags=flags, objects=objects, handlers=handlers, rng_types=rng_types)
     run = RunConfig.from_environ()
     arguments.check_environment(run)
+    chosen = _handlers(handlers or ())
+    dynamo = compilation(dynamo_backend, dynamo_plugin, run)
+    if dynamo is not None:
+        chosen["dynamo"] = dynamo
     return Settings(
         mixed_precision=str(mixed_precision).strip().lower()
         if mixed_precision is not None
@@ -86,7 +97,7 @@ def settings(
         accumulation=_accumulation(gradient_accumulation_steps, accumulation, run),
         loader=_loader(loader, split_batches),
         project=_project(project, project_dir),
-        handlers=_handlers(handlers or ()),
+        handlers=chosen,
         rng_types=arguments.generators(rng_types),
     )
 
@@ -134,7 +145,8 @@ def _handlers(given: Sequence[KwargsHandler]) -> dict[str, KwargsHandler]:
     found: dict[str, KwargsHandler] = {}
     faults = []
     for position, handler in enumerate(given):
-        name = _HANDLERS.get(type(handler))
+        # The documented class, or what a user made of it.
+        name = next((_HANDLERS[cls] for cls in type(handler).__mro__ if cls in _HANDLERS), None)
         field = f"kwargs_handlers[{position}]"
         if name is None:
             known = ", ".join(cls.__name__ for cls in _HANDLERS)
@@ -182,8 +194,13 @@ def strategy(
 ) -> Strategy:
     """Return how the processes share models: as ``name`` says, else data-parallel when there are several.
 
-    Raises UnknownNameError or NotInstalledError for a name that no installed package offers.
+    Raises UnknownNameError or NotInstalledError for a name that no installed package offers, and
+    NotInstalledError or CapabilityError when models are to be compiled by what is not there.
     """
+    if "dynamo" in handlers:
+        from accel_parallel.backends import check_backend
+
+        check_backend(handlers["dynamo"], process.device)
     name = name or ("single" if process.topology.world_size == 1 else "ddp")
     context = StrategyContext(
         device=process.device,

@@ -7,6 +7,11 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .backends import check_backend as check_backend
+    from .compiling import compile_model as compile_model
+    from .compiling import compile_regions as compile_regions
+    from .compiling import has_compiled_regions as has_compiled_regions
+    from .compiling import is_compiled_module as is_compiled_module
     from .gradients import TorchGradients as TorchGradients
     from .inspection import foreign_parameters as foreign_parameters
     from .optimizer import AcceleratedOptimizer as AcceleratedOptimizer
@@ -22,7 +27,12 @@ _NAMES = {
     "PlainState": ".states",
     "Single": ".strategies.single",
     "TorchGradients": ".gradients",
+    "check_backend": ".backends",
+    "compile_model": ".compiling",
+    "compile_regions": ".compiling",
     "foreign_parameters": ".inspection",
+    "has_compiled_regions": ".compiling",
+    "is_compiled_module": ".compiling",
 }
 __all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

@@ -58,7 +58,7 @@ DYNAMO_MODE: Codec = choice("default", "reduce-overhead", "max-autotune", "max-a
 
 
 _FEATURES = (
-    *("cpu_affinity", "downcast_bf16", "dynamo_backend"),
+    *("cpu_affinity", "downcast_bf16"),
     *("use_fsdp", "use_deepspeed", "use_megatron_lm", "use_parallelism_config"),
 )
 """The fields of `RunConfig` that switch a feature on."""
