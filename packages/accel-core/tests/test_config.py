@@ -131,6 +131,8 @@ WRONG = [
         {"dim": "0", "bucket_cap_mb": 0, "static_graph": None, "comm_hook": "fp61"},
     ),
     (DistributedDataParallelKwargs, {"comm_wrapper": "power_sgd", "comm_state_option": []}),
+    (DistributedDataParallelKwargs, {"comm_wrapper": "fp16"}),
+    (DistributedDataParallelKwargs, {"comm_state_option": {"start_powerSGD_iter": 3}}),
     (
         GradScalerKwargs,
         {"init_scale": -1.0, "growth_factor": 1.0, "backoff_factor": 1.0, "growth_interval": 0},
@@ -201,9 +203,38 @@ def test_to_dict_leaves_the_hooks_of_ddp_out_unless_asked():
     assert made.to_dict(ignore_keys=())["comm_hook"] == "fp16"
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"comm_wrapper": "bf16"}, "comm_wrapper='bf16': has no comm_hook to wrap.*use comm_hook='bf16'"),
+        ({"comm_hook": "fp16", "comm_wrapper": "bf16"}, "contradicts comm_hook='fp16'"),
+        (
+            {"comm_hook": "bf16", "comm_state_option": {"warm_start": False}},
+            "is for comm_hook='power_sgd' and 'batched_power_sgd'; comm_hook='bf16' has none",
+        ),
+        (
+            {"comm_hook": "power_sgd", "comm_state_option": {"matrix_aproximation_rank": 2}},
+            r"comm_state_option\['matrix_aproximation_rank'\].*unknown key.*'matrix_approximation_rank'",
+        ),
+        (
+            {"comm_hook": "power_sgd", "comm_state_option": {"process_group": None}},
+            r"comm_state_option\['process_group'\].*unknown key",
+        ),
+    ],
+)
+def test_what_a_hook_its_wrapper_and_its_options_cannot_do_together_is_told(given, told):
+    with pytest.raises(ConfigError, match=f"(?s){told}"):
+        DistributedDataParallelKwargs(**given)
+
+
+@pytest.mark.parametrize("hook", ["power_sgd", "batched_power_sgd", "fp16"])
+def test_a_wrapper_of_the_hooks_own_type_and_those_of_power_sgd_are_taken(hook):
+    assert DistributedDataParallelKwargs(comm_hook=hook, comm_wrapper="fp16").comm_wrapper == "fp16"
+
+
 def test_to_dict_is_a_copy():
     state = {"matrix_approximation_rank": 2}
-    made = DistributedDataParallelKwargs(comm_state_option=state)
+    made = DistributedDataParallelKwargs(comm_hook="power_sgd", comm_state_option=state)
     made.to_dict(ignore_keys=())["comm_state_option"]["matrix_approximation_rank"] = 9
     assert made.comm_state_option == {"matrix_approximation_rank": 2}
 

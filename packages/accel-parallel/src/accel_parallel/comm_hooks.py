@@ -60,13 +60,13 @@ def build(settings: Any, group: dist.ProcessGroup | None) -> CommHook:
     options.setdefault("orthogonalization_epsilon", power_sgd.epsilon_for(half[0] if half else None))
     state = _checked_state(power_sgd.new_state, group, options)
     if kind is Kind.POWER_SGD:
-        hook = power_sgd.hook
+        hook = power_sgd.layered_hook()
     else:
         hook = power_sgd.batched_hook(options["orthogonalization_epsilon"])
-    if half is None:
-        return CommHook(_renamed(hook), state, ())
-    dtype, _, wrap = half
-    return CommHook(_renamed(wrap(hook)), state, (dtype,))
+    sends: tuple[torch.dtype, ...] = ()
+    if half is not None:
+        hook, sends = half[2](hook), (half[0],)
+    return CommHook(_renamed(power_sgd.in_order(hook)), state, sends)
 
 
 def _checked_state(

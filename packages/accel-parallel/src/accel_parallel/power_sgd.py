@@ -12,8 +12,6 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as upstrea
 
 from accel_core.errors import CapabilityError
 
-hook: Any = upstream.powerSGD_hook
-
 _EPSILON = 1e-8
 _EPSILON_FP16 = 1e-6
 
@@ -33,6 +31,29 @@ def new_state(group: dist.ProcessGroup | None, options: dict[str, Any]) -> Any:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"matrix_approximation_rank={rank!r}: must be a whole number of at least 1")
     return upstream.PowerSGDState(process_group=group, **options)  # type: ignore[no-untyped-call]
+
+
+def in_order(hook: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return ``hook`` with one bucket finished before the next begins, for gradients on the CPU.
+
+    The hook starts its second and third reduction when the one before is done, on gloo from a thread of
+    its own. With another bucket or the map of unused parameters under way, ranks would start them in
+    different orders: "op.preamble.length <= op.nbytes. 96 vs 4 ... collective mismatch", and the process is
+    gone. Accelerators queue what is started in one order, and go on without waiting.
+    """
+
+    def run(state: Any, bucket: dist.GradBucket) -> Any:
+        sent = hook(state, bucket)
+        if bucket.buffer().is_cpu:
+            sent.wait()
+        return sent
+
+    return run
+
+
+def layered_hook() -> Any:
+    """Return the hook that compresses each matrix of a bucket on its own."""
+    return upstream.powerSGD_hook
 
 
 def batched_hook(epsilon: float) -> Any:
@@ -75,4 +96,4 @@ def _for_one_matrix(inner: Callable[..., Any], epsilon: float) -> Callable[[torc
     return orthogonalize
 
 
-__all__ = ["batched_hook", "epsilon_for", "hook", "new_state"]
+__all__ = ["batched_hook", "epsilon_for", "in_order", "layered_hook", "new_state"]

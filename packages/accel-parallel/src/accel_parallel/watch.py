@@ -38,6 +38,7 @@ class ReductionWatch:
         "_seen",
         "_trainable",
         "armed",
+        "averaged",
         "late",
         "local",
         "name",
@@ -51,6 +52,8 @@ class ReductionWatch:
         """A forward was seen whose gradients the container will average."""
         self.owed = False
         """A forward under ``no_sync`` was seen whose backward was not."""
+        self.averaged = False
+        """Gradients were averaged at least once."""
         self.reached = False
         """Gradients arrived since that should have been averaged."""
         self.local = False
@@ -121,8 +124,9 @@ class ReductionWatch:
                 for p, (gradient, version) in zip(self._trainable, seen, strict=True)
             )
         if self.reached:
-            averaged, self.armed, self.reached = self.armed, False, False
-            if averaged:
+            announced, self.armed, self.reached = self.armed, False, False
+            if announced:
+                self.averaged = True
                 self.local = self.owed = False
             elif self.owed:
                 # As documented for forwards under no_sync: gradients are added up, and averaged later.

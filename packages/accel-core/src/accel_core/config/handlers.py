@@ -15,6 +15,19 @@ from .base import KwargsHandler
 
 _HOOK_FIELDS = ("comm_hook", "comm_wrapper", "comm_state_option")
 _WRAPPERS = (DDPCommunicationHookType.NO, DDPCommunicationHookType.FP16, DDPCommunicationHookType.BF16)
+_WITH_STATE = (DDPCommunicationHookType.POWER_SGD, DDPCommunicationHookType.BATCHED_POWER_SGD)
+_HOOK_STATE = (
+    "matrix_approximation_rank",
+    "start_powerSGD_iter",
+    "min_compression_rate",
+    "use_error_feedback",
+    "warm_start",
+    "orthogonalization_epsilon",
+    "random_seed",
+    "compression_stats_logging_frequency",
+    "batch_tensors_with_same_shape",
+)
+"""The arguments of torch's ``PowerSGDState``, its process group left out: that is the strategy's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +47,9 @@ class AutocastKwargs(KwargsHandler):
 class DistributedDataParallelKwargs(KwargsHandler):
     """How a model is wrapped in ``torch.nn.parallel.DistributedDataParallel``.
 
-    ``bucket_cap_mb`` is in MiB. The communication hook and its wrapper may be given by name.
+    ``bucket_cap_mb`` is in MiB. The communication hook and its wrapper may be given by name;
+    ``comm_wrapper`` is for the PowerSGD hooks, and so is ``comm_state_option``: the arguments of torch's
+    ``PowerSGDState`` (https://docs.pytorch.org/docs/stable/ddp_comm_hooks.html).
     """
 
     dim: int = 0
@@ -67,11 +82,43 @@ class DistributedDataParallelKwargs(KwargsHandler):
         )
         yield from checks.one_of(self, "comm_hook", DDPCommunicationHookType)
         yield from checks.one_of(self, "comm_wrapper", _WRAPPERS)
-        yield from checks.instance(self, "comm_state_option", dict, optional=False)
+        if isinstance(self.comm_state_option, dict):
+            yield from checks.keys(self, "comm_state_option", _HOOK_STATE, optional=False)
+        else:
+            yield from checks.instance(self, "comm_state_option", dict, optional=False)
+        yield from self._hook_faults()
+
+    def _hook_faults(self) -> Iterator[Fault]:
+        """Yield what a hook, its wrapper and its options would not do together."""
+        if not isinstance(self.comm_hook, DDPCommunicationHookType) or self.comm_hook in _WITH_STATE:
+            return
+        hook, wrapper, none = self.comm_hook, self.comm_wrapper, DDPCommunicationHookType.NO
+        if wrapper in _WRAPPERS and wrapper not in (none, hook):
+            alone = f"use comm_hook={str(wrapper)!r} for gradients sent as {wrapper}"
+            if hook == none:
+                yield Fault("comm_wrapper", str(wrapper), "has no comm_hook to wrap", alone)
+            else:
+                reason = f"contradicts comm_hook={str(hook)!r}, which sends gradients in its own type"
+                yield Fault("comm_wrapper", str(wrapper), reason, f"leave it out, or {alone}")
+        if self.comm_state_option:
+            reason = f"is for comm_hook='power_sgd' and 'batched_power_sgd'; comm_hook={str(hook)!r} has none"
+            yield Fault("comm_state_option", self.comm_state_option, reason, "leave it out, or set comm_hook")
 
     def to_dict(self, ignore_keys: Sequence[str] = _HOOK_FIELDS) -> dict[str, Any]:
         """Return the settings by name, without those that torch's constructor does not take."""
         return {key: value for key, value in KwargsHandler.to_dict(self).items() if key not in ignore_keys}
+
+    def register_comm_hook(self, model: Any) -> None:
+        """Register the communication hook, if there is one, on ``model``, a ``DistributedDataParallel``.
+
+        A prepared model has its hook already. Collective: the ranks see whether their backend can.
+        Raises CapabilityError when it cannot, ConfigError for options that torch refuses, StateError for
+        a model that has a hook, TypeError for another model, NotInstalledError without accel-parallel.
+        """
+        if self.comm_hook != DDPCommunicationHookType.NO:
+            from accel_core import plugins
+
+            plugins.find(plugins.STRATEGIES, "ddp").register_comm_hook(model, self)
 
 
 @dataclass(frozen=True, slots=True)

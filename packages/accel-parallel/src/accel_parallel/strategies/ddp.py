@@ -228,8 +228,18 @@ class DataParallel(StrategyBase):
             model.require_backward_grad_sync = before
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return the container's context in which gradients stay local; an empty one for other models."""
-        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+        """Return the container's context in which gradients stay local; an empty one for other models.
+
+        A model with ``static_graph=True`` is synchronised in every backward until the first was. Its first
+        backward under ``no_sync`` fails in torch ("expect_autograd_hooks_ INTERNAL ASSERT FAILED"), and
+        gradients that are averaged as they are added up are the same in the end.
+        """
+        if not isinstance(model, DistributedDataParallel):
+            return nullcontext()
+        watch = self._watches.get(model)
+        if model.static_graph and watch is not None and not watch.averaged:
+            return nullcontext()
+        return model.no_sync()
 
 
 def _arguments(settings: Any) -> dict[str, Any]:
