@@ -61,7 +61,7 @@ def test_the_default_file_is_used_and_said(folder):
         ("distributed_type: DEEPSPEED", ["distributed_type", "DEEPSPEED", "not available"]),
         ("compute_environment: AMAZON_SAGEMAKER", ["AMAZON_SAGEMAKER", "not available"]),
         ("tpu_use_cluster: true", ["tpu_use_cluster", "not available"]),
-        ("dynamo_config:\n  dynamo_backend: INDUCTOR", ["dynamo_config", "not available"]),
+        ("dynamo_config:\n  dynamo_backend: FAST", ["dynamo_config.dynamo_backend (line 2)", "INDUCTOR"]),
         ("enable_cpu_affinity: true", ["enable_cpu_affinity", "not available"]),
         ("mixed_precision: fp8", ["fp8", "not available"]),
         ("mixed_precision: fp17", ["fp17", "no installed precision policy"]),
@@ -89,6 +89,24 @@ def test_nothing_in_the_file_is_ignored(folder, text, parts):
         assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder.path / "shown.0.json").exists()
+
+
+def test_the_compiler_of_the_file_is_passed_on(folder):
+    folder.write(
+        "conf.yaml",
+        "dynamo_config:\n  dynamo_backend: INDUCTOR\n  dynamo_mode: reduce-overhead\n"
+        "  dynamo_use_dynamic: true\n  dynamo_use_fullgraph: false\n  dynamo_use_regional_compilation: true\n",
+    )
+    words = ("--config_file", "conf.yaml", "--dynamo_mode=max-autotune", "show.py")
+    assert folder.launch(*words, env={"ACCELERATE_DYNAMO_BACKEND": "eager"}).returncode == 0
+    environ = folder.shown()["environ"]
+    assert {name: text for name, text in environ.items() if name.startswith("ACCELERATE_DYNAMO")} == {
+        "ACCELERATE_DYNAMO_BACKEND": "eager",
+        "ACCELERATE_DYNAMO_MODE": "max-autotune",
+        "ACCELERATE_DYNAMO_USE_DYNAMIC": "true",
+        "ACCELERATE_DYNAMO_USE_FULLGRAPH": "false",
+        "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true",
+    }
 
 
 def test_a_file_that_does_not_exist(folder):

@@ -208,16 +208,28 @@ def test_what_cannot_be_started_is_refused_before_anything_is(folder, case):
 
 
 def test_every_refused_option_is_named_at_once(folder):
-    done = folder.launch(
-        "--use_fsdp", "--tpu", "--dynamo_backend=inductor", "--fp8-format", "E4M3", "show.py"
-    )
+    done = folder.launch("--use_fsdp", "--tpu", "--downcast_bf16", "--fp8-format", "E4M3", "show.py")
     assert done.returncode == 2
-    for name in ("--use_fsdp", "--tpu", "--dynamo_backend", "--fp8_format"):
+    for name in ("--use_fsdp", "--tpu", "--downcast_bf16", "--fp8_format"):
         assert name in done.stderr
 
 
+def test_the_compiler_is_passed_on(folder):
+    words = ("--dynamo_backend", "torhchxla_trace_once", "--dynamo-mode=max-autotune")
+    switches = ("--dynamo_use_fullgraph", "--dynamo_use_dynamic", "--dynamo_use_regional_compilation")
+    assert folder.launch(*words, *switches, "show.py").returncode == 0
+    environ = folder.shown()["environ"]
+    # The documented option has a slip of the pen in it, the variable has not.
+    assert environ["ACCELERATE_DYNAMO_BACKEND"] == "TORCHXLA_TRACE_ONCE"
+    assert environ["ACCELERATE_DYNAMO_MODE"] == "max-autotune"
+    for switch in switches:
+        assert environ[f"ACCELERATE_{switch.removeprefix('--').upper()}"] == "true"
+    assert folder.launch("--dynamo_backend", "no", "show.py").returncode == 0
+    assert folder.shown()["environ"]["ACCELERATE_DYNAMO_BACKEND"] == "NO"
+
+
 def test_an_option_of_a_later_version_with_its_default_asks_for_nothing(folder):
-    words = ["--dynamo_backend", "no", "--fsdp_version", "1", "--megatron_lm_tp_degree=1", "--no_tpu_cluster"]
+    words = ["--fsdp_version", "1", "--megatron_lm_tp_degree=1", "--no_tpu_cluster"]
     done = folder.launch(*words, "show.py")
     assert done.returncode == 0, done.stderr
 
@@ -229,7 +241,6 @@ def test_an_option_of_a_later_version_with_its_default_asks_for_nothing(folder):
         ("ACCELERATE_USE_DEEPSPEED", "1"),
         ("ACCELERATE_USE_MEGATRON_LM", "yes"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
-        ("ACCELERATE_DYNAMO_BACKEND", "inductor"),
         ("ACCELERATE_DOWNCAST_BF16", "true"),
         ("ACCELERATE_CPU_AFFINITY", "true"),
     ],

@@ -34,15 +34,20 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
         *("MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU"),
     ),
     "downcast_bf16": (False,),
-    "dynamo_backend": ("NO",),
     "enable_cpu_affinity": (False,),
     "main_training_function": ("main",),
     "tpu_use_cluster": (False,),
     "tpu_use_sudo": (False,),
 }
 """Keys that other values would make ask for something that this version does not have."""
-HONOURED = (*OPTIONS, "mixed_precision", "use_cpu", "debug")
-SECTION_KEYS = {"deepspeed_config": ("gradient_accumulation_steps",)}
+HONOURED = (*OPTIONS, "mixed_precision", "use_cpu", "debug", "dynamo_backend")
+SECTION_KEYS = {
+    "deepspeed_config": ("gradient_accumulation_steps",),
+    "dynamo_config": (
+        *("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph", "dynamo_use_dynamic"),
+        "dynamo_use_regional_compilation",
+    ),
+}
 """Keys of sections that are honoured although the rest of the section is not."""
 
 
@@ -84,15 +89,10 @@ def _refused(file: ConfigFile) -> Iterator[Fault]:
     for key, value in file.values.items():
         if key in SECTIONS:
             asked = set(value) - set(SECTION_KEYS.get(key, ()))
-            if asked and not _plain_dynamo(key, value):
+            if asked:
                 yield Fault(key, dict(value), REASON, fix)
         elif key not in HONOURED and value not in NEUTRAL.get(key, ()):
             yield Fault(key, value, REASON, fix)
-
-
-def _plain_dynamo(key: str, section: Mapping[str, Any]) -> bool:
-    """Settings of a compiler that is switched off ask for nothing."""
-    return key == "dynamo_config" and section.get("dynamo_backend", "NO") == "NO"
 
 
 __all__ = ["NOTHING", "FromFile", "settings"]

@@ -14,8 +14,6 @@ from .later_options import LATER
 REASON = "is not available in this version of accel"
 _DROP = "leave it out"
 
-_NEUTRAL = {"dynamo_backend": frozenset({"no", "NO"})}
-
 COMMANDS = ("config", "estimate-memory", "merge-weights", "test", "to-fsdp2", "tpu-config")
 """The documented sub-commands that later versions bring."""
 
@@ -31,7 +29,7 @@ def refused_options(given: Mapping[str, Any]) -> list[Fault]:
             if option.turns or option.name not in given:
                 continue
             value = given[option.name]
-            if _neutral(option.name, value, option.default):
+            if value == option.default:
                 continue
             faults.append(Fault(f"--{option.name}", value, REASON, _DROP))
     return faults
@@ -44,10 +42,6 @@ def refused_features(run: RunConfig, resolved: Resolved) -> list[Fault]:
         Fault(names[field], value, f"{REASON}, said by {resolved.origin(field)}", "unset it")
         for field, value in run.features().items()
     ]
-
-
-def _neutral(name: str, value: object, default: object) -> bool:
-    return value == default or value in _NEUTRAL.get(name, ())
 
 
 __all__ = ["COMMANDS", "REASON", "refused_features", "refused_options"]

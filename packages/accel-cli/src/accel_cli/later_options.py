@@ -8,11 +8,6 @@ from __future__ import annotations
 
 from .options import Group, Option
 
-DYNAMO = (
-    "no", "eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs", "ofi",
-    "fx2trt", "onnxrt", "tensorrt", "aot_torchxla_trace_once", "torhchxla_trace_once", "tvm",
-)  # fmt: skip
-
 LATER = (
     Group(
         "CPU affinity",
@@ -30,17 +25,6 @@ LATER = (
             Option("env", kind=list),
             Option("main_training_function"),
             Option("downcast_bf16", default=False, kind=None),
-        ),
-        available=False,
-    ),
-    Group(
-        "torch.compile Arguments",
-        (
-            Option("dynamo_backend", choices=DYNAMO),
-            Option("dynamo_mode", default="default", choices=("default", "reduce-overhead", "max-autotune")),
-            Option("dynamo_use_fullgraph", default=False, kind=None),
-            Option("dynamo_use_dynamic", default=False, kind=None),
-            Option("dynamo_use_regional_compilation", default=False, kind=None),
         ),
         available=False,
     ),

@@ -82,6 +82,37 @@ DISTRIBUTED = Group(
         Option("monitor_interval", "seconds between looks at the processes", 0.1, float, metavar="SECONDS"),
     ),
 )
+DYNAMO = (
+    "no", "eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs", "ofi",
+    "fx2trt", "onnxrt", "tensorrt", "aot_torchxla_trace_once", "torhchxla_trace_once", "tvm",
+)  # fmt: skip
+"""As documented, slip of the pen included: the same backend as ``torchxla_trace_once``."""
+COMPILE = Group(
+    "torch.compile Arguments",
+    (
+        Option(
+            "dynamo_backend",
+            "compile models with this torch.compile backend: inductor, aot_eager, eager, ..., or no",
+            choices=DYNAMO,
+            metavar="NAME",
+        ),
+        Option(
+            "dynamo_mode",
+            "what the compiler optimises for: default, reduce-overhead, max-autotune",
+            default="default",
+            choices=("default", "reduce-overhead", "max-autotune"),
+            metavar="NAME",
+        ),
+        Option("dynamo_use_fullgraph", "refuse models that do not compile into one graph", False, None),
+        Option("dynamo_use_dynamic", "trace shapes as dynamic from the start", False, None),
+        Option(
+            "dynamo_use_regional_compilation",
+            "compile repeated blocks once each instead of the whole model",
+            default=False,
+            kind=None,
+        ),
+    ),
+)
 OTHER = Group(
     "Training Arguments",
     (
@@ -94,6 +125,6 @@ OTHER = Group(
     ),
 )
 
-GROUPS = (GENERAL, HARDWARE, RESOURCES, DISTRIBUTED, OTHER, *LATER)
+GROUPS = (GENERAL, HARDWARE, RESOURCES, DISTRIBUTED, COMPILE, OTHER, *LATER)
 
 __all__ = ["GROUPS", "PRECISIONS"]

@@ -32,6 +32,13 @@ _RUN_OPTIONS = {
     "cpu": "cpu",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "debug": "debug",
+    **{
+        name: name
+        for name in (
+            *("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph", "dynamo_use_dynamic"),
+            "dynamo_use_regional_compilation",
+        )
+    },
 }
 """Options that every process is told through the environment contract, and their field there."""
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -157,6 +164,9 @@ def _precision(resolved: Resolved) -> list[Fault]:
 def _resolve(given: Mapping[str, Any], file: FromFile, env: Mapping[str, str]) -> Resolved:
     """Return the settings that every process is told, each with where it comes from."""
     line = {field: given[name] for name, field in _RUN_OPTIONS.items() if name in given}
+    if "dynamo_backend" in line:
+        # The environment contract has names in capitals, and one of them without its documented slip.
+        line["dynamo_backend"] = line["dynamo_backend"].upper().replace("TORHCHXLA", "TORCHXLA")
     layers = [Layer(COMMAND_LINE, line), Layer(ENVIRONMENT, RunConfig.from_environ(env).values())]
     if file.run is not None:
         layers.append(file.run)
