@@ -15,7 +15,6 @@ from accel.later import METHODS
 from accel.utils import (
     AutocastKwargs,
     DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     ProjectConfiguration,
 )
@@ -42,14 +41,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "two numbers": (
         {"gradient_accumulation_steps": 2, "gradient_accumulation_plugin": GradientAccumulationPlugin(3)},
         "contradicts GradientAccumulationPlugin",
-    ),
-    "a hook": (
-        {"kwargs_handlers": [DistributedDataParallelKwargs(comm_hook="fp16")]},  # type: ignore[arg-type]
-        "comm_hook.*does not have",
-    ),
-    "a hook's option": (
-        {"kwargs_handlers": [DistributedDataParallelKwargs(comm_state_option={"a": 1})]},
-        "comm_state_option.*does not have",
     ),
     "trackers": ({"log_with": "tensorboard"}, "does not have.*log_with"),
     "compilation": ({"dynamo_backend": "inductor"}, "does not have.*dynamo_backend"),

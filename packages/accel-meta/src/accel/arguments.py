@@ -8,13 +8,12 @@ from typing import Any
 
 from accel_core.config import (
     DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     KwargsHandler,
     ProjectConfiguration,
     TorchDynamoPlugin,
 )
-from accel_core.enums import DDPCommunicationHookType, RNGType
+from accel_core.enums import RNGType
 from accel_core.environment import PREFIXES, RunConfig
 from accel_core.errors import CapabilityError, ConfigError, Fault, StateError, UnknownNameError
 from accel_core.logging import get_logger
@@ -26,13 +25,6 @@ _KINDS: Mapping[str, type[Any]] = {
     "project_config": ProjectConfiguration,
     "gradient_accumulation_plugin": GradientAccumulationPlugin,
     "dynamo_plugin": TorchDynamoPlugin,
-}
-
-
-_HOOK_FIELDS: Mapping[str, object] = {
-    "comm_hook": DDPCommunicationHookType.NO,
-    "comm_wrapper": DDPCommunicationHookType.NO,
-    "comm_state_option": {},
 }
 
 
@@ -73,13 +65,6 @@ def _handlers(handlers: object) -> Iterator[Fault]:
     if isinstance(handlers, (str, KwargsHandler)) or not isinstance(handlers, Iterable):
         yield Fault("kwargs_handlers", handlers, "must be a list of handlers", "put it in [ ]")
         return
-    for handler in handlers:
-        if isinstance(handler, DistributedDataParallelKwargs):
-            for name, plain in _HOOK_FIELDS.items():
-                value = getattr(handler, name)
-                if value != plain:
-                    reason = "belongs to gradient communication hooks, which this version does not have"
-                    yield Fault(f"DistributedDataParallelKwargs.{name}", value, reason, "leave it out")
 
 
 def generators(given: Any) -> tuple[str, ...]:
