@@ -121,7 +121,6 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         self.state = AcceleratorState(
             mixed_precision=settings.mixed_precision,
             cpu=cpu,
-            dynamo_plugin=settings.handlers.get("dynamo"),
             _from_accelerator=True,
             **self._process_options(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from accel_core.config import InitProcessGroupKwargs
+from accel_core.config import InitProcessGroupKwargs, TorchDynamoPlugin
 
 if TYPE_CHECKING:
     from accel_core.config import ProjectConfiguration
@@ -69,6 +69,12 @@ class ConfigurationAPI:
     def rng_types(self) -> list[str]:
         """Return the random number generators that ranks synchronise at the start of each iteration."""
         return list(self._settings.rng_types)
+
+    @property
+    def dynamo_plugin(self) -> TorchDynamoPlugin | None:
+        """Return how models are compiled, None when they are not."""
+        found = self._settings.handlers.get("dynamo")
+        return found if isinstance(found, TorchDynamoPlugin) else None
 
     @property
     def project_configuration(self) -> ProjectConfiguration:
