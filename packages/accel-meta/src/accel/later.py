@@ -4,7 +4,6 @@ from __future__ import annotations
 
 METHODS = frozenset(
     {
-        "check_trigger",
         "deepspeed_ulysses_dl_adapter",
         "end_training",
         "get_state_dict",
@@ -21,7 +20,6 @@ METHODS = frozenset(
         "save",
         "save_model",
         "save_state",
-        "set_trigger",
         "skip_first_batches",
         "verify_device_map",
     }
