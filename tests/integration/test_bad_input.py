@@ -94,7 +94,7 @@ CASES: list[tuple[Callable[[], None], str, str]] = [
     (unknown_precision, "UnknownNameError", "'fp61'"),
     (precision_of_a_later_version, "CapabilityError", "fp8"),
     (missing_feature, "CapabilityError", "fsdp_plugin"),
-    (same_object_twice, "PrepareError", "arguments 0 and 2"),
+    (same_object_twice, "PrepareError", "argument 0 and argument 2"),
     (foreign_optimizer, "PrepareError", "belongs to no prepared model"),
     (foreign_optimizer_later, "PrepareError", "belongs to no prepared model"),
     (orphan_scheduler, "PrepareError", "optimizer of StepLR was not prepared"),

@@ -15,10 +15,12 @@ from accel_core.errors import PrepareError
 from accel_core.protocols import Strategy, Unit
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 
+from .units import PreparedUnit
+
 ROLES: tuple[tuple[str, type[Any]], ...] = (
     ("loader", DataLoader),
     ("model", nn.Module),
-    ("optimizer", (Optimizer)),
+    ("optimizer", Optimizer),
     ("scheduler", LRScheduler),
 )
 
@@ -39,6 +41,8 @@ class Registry:
     schedulers: list[AcceleratedScheduler] = field(default_factory=list)
     loaders: list[Any] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
+    named: dict[str, PreparedUnit] = field(default_factory=dict)
+    """What was prepared under a name of the user's."""
     _made: dict[int, tuple[object, object]] = field(default_factory=dict)
 
     def remember(self, original: object, prepared: object) -> None:
@@ -50,6 +54,10 @@ class Registry:
         """Return what ``thing`` became, or ``thing`` if it is a result itself, or None if it is new."""
         entry = self._made.get(id(thing))
         return entry[1] if entry is not None else None
+
+    def unit_of(self, prepared: object) -> Unit | None:
+        """Return the unit of a prepared model."""
+        return next((unit for unit in self.units if unit.model is prepared), None)
 
     def parameter_ids(self) -> set[int]:
         """Return the identities of the parameters of every prepared model."""
@@ -64,23 +72,17 @@ class Registry:
 
     def clear(self) -> None:
         """Forget everything."""
-        for kept in (self.models, self.optimizers, self.schedulers, self.loaders, self.units, self._made):
-            kept.clear()
-
-
-def reject_repeats(things: Sequence[object]) -> None:
-    """Raise PrepareError when one object is given twice in a call: one of the two is a slip."""
-    seen: dict[int, int] = {}
-    for position, thing in enumerate(things):
-        if role_of(thing) is None:
-            continue
-        if id(thing) in seen:
-            raise PrepareError(
-                f"prepare() was given the same {type(thing).__name__} twice",
-                where=f"arguments {seen[id(thing)]} and {position}",
-                fix="give each object once; for a second, independent loader build a second DataLoader",
-            )
-        seen[id(thing)] = position
+        kept = (
+            self.models,
+            self.optimizers,
+            self.schedulers,
+            self.loaders,
+            self.units,
+            self.named,
+            self._made,
+        )
+        for each in kept:
+            each.clear()
 
 
 def _owned(optimizer: Optimizer) -> Iterator[tuple[int, int, nn.Parameter]]:
@@ -112,6 +114,18 @@ def check_ownership(optimizer: Optimizer, known: set[int]) -> None:
                 where=f"param_groups[{group}]['params'][{index}], shape {tuple(parameter.shape)}",
                 fix="create the optimizer from the parameters of the model that is given to prepare()",
             )
+
+
+def check_when_stepped(optimizer: AcceleratedOptimizer, registry: Registry) -> None:
+    """Let the first step of ``optimizer``, prepared before any model, look whom its parameters belong to."""
+
+    def look() -> None:
+        known = registry.parameter_ids()
+        # A loop may train parameters that belong to no model at all.
+        if known:
+            check_ownership(optimizer.optimizer, known)
+
+    optimizer.before_first_step = look
 
 
 def form_units(

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, overload
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from accel_core.errors import PrepareError
 from accel_core.logging import get_logger
 from accel_data import prepare_data_loader
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
+from accel_parallel.advance import mover
 from accel_state import random
 
 from .compilation import check_compiled
 from .configuration_api import ConfigurationAPI
 from .preparation import (
     check_ownership,
+    check_when_stepped,
     form_units,
     optimizers_of,
     reject_foreign,
-    reject_repeats,
     role_of,
     wrap_units,
 )
 from .process_api import ProcessAPI
+from .request import Request, check_names, check_parts
+from .units import PreparedUnit, PreparedUnits
 
 if TYPE_CHECKING:
     from accel_core.protocols import Scaler, Strategy
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+ScheduleIn = Literal["updates", "samples", "tokens"]
+UnitParts = nn.Module | tuple[Any, ...] | list[Any]
 
 logger = get_logger(__name__)
 
 _SCHEDULER_NOTE = (
     "The learning rate scheduler moves %s steps per optimizer step, one per process, as documented:"
-    " its length is that of one process. To move one step per optimizer step, pass"
-    " step_scheduler_with_optimizer=False and step it yourself, or split_batches=True."
+    " its length is that of one process. To count in something else, pass schedule_in='updates', 'samples'"
+    " or 'tokens' to prepare(); or split_batches=True, or step_scheduler_with_optimizer=False."
+)
+_SINGLE_STEPS_NOTE = (
+    "%s counts samples and can only be stepped one by one: that is one Python call per sample. LambdaLR and"
+    " torch's other schedules move at once."
 )
 
 
@@ -51,80 +61,136 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
     _strategy: Strategy
 
     @overload
-    def prepare(self, thing: T, /, *, device_placement: Sequence[bool] | None = None) -> T: ...
+    def prepare(
+        self,
+        thing: T,
+        /,
+        *,
+        device_placement: Sequence[bool] | None = None,
+        schedule_in: ScheduleIn | None = None,
+    ) -> T: ...
 
     # mypy 2 does not see that *args: Any takes *args: *Ts.
     @overload
-    def prepare(self, *args: *Ts, device_placement: Sequence[bool] | None = None) -> tuple[*Ts]: ...
+    def prepare(
+        self,
+        *args: *Ts,
+        device_placement: Sequence[bool] | None = None,
+        schedule_in: ScheduleIn | None = None,
+    ) -> tuple[*Ts]: ...
+
+    @overload
+    def prepare(
+        self,
+        *,
+        device_placement: Sequence[bool] | None = None,
+        schedule_in: ScheduleIn | None = None,
+        **units: UnitParts,
+    ) -> PreparedUnits: ...
+
+    @overload
+    def prepare(
+        self,
+        *args: *Ts,
+        device_placement: Sequence[bool] | None = None,
+        schedule_in: ScheduleIn | None = None,
+        **units: UnitParts,
+    ) -> tuple[*Ts, PreparedUnits]: ...
 
     def prepare(  # type: ignore[misc]
-        self, *args: Any, device_placement: Sequence[bool] | None = None
+        self,
+        *args: Any,
+        device_placement: Sequence[bool] | None = None,
+        schedule_in: ScheduleIn | None = None,
+        **units: UnitParts,
     ) -> Any:
         """Return the objects ready for this set-up, in the order given.
 
         Models, optimizers, schedulers and loaders, any number in any order. Objects of other kinds come
         back as they are; one that was prepared before comes back as what it became then.
-        ``device_placement`` overrides the accelerator's for each object.
+        ``device_placement`` overrides the accelerator's for each object, those of units last.
+        ``schedule_in``, ours: what one step of the schedulers stands for, an update, a sample read by any
+        rank, or a unit of the weight given to ``backward``; by default as documented.
+
+        ``units``, ours: models under names of their own, each alone or in a tuple with what trains it. They
+        come back together, after everything else.
+
+        >>> units = accelerator.prepare(actor=(actor, actor_optimizer), critic=(critic, critic_optimizer))
+        >>> actor, actor_optimizer = units.actor
 
         Raises PrepareError for an object given twice, an optimizer whose parameters no prepared model
-        has, and a scheduler whose optimizer was not prepared.
+        has, a scheduler whose optimizer was not prepared or that cannot be counted so, and units that are
+        none.
         """
-        reject_repeats(args)
-        places = self._places(args, device_placement)
+        request = Request.of(args, units)
+        check_names(self._registry, request)
+        check_parts(request, self._registry.made_of)
+        places = self._places(request, device_placement)
         made: dict[int, Any] = {}
-        fresh: dict[str, list[tuple[int, Any]]] = {
-            "model": [],
-            "optimizer": [],
-            "scheduler": [],
-            "loader": [],
-        }
-        for position, thing in enumerate(args):
+        fresh: dict[str, list[int]] = {"model": [], "optimizer": [], "scheduler": [], "loader": []}
+        for position, thing in enumerate(request.things):
             known = self._registry.made_of(thing)
             role = role_of(thing)
-            if known is not None or role is None:
+            if role == "scheduler":
+                # Asked again, it may be asked to count in something else.
+                fresh[role].append(position)
+            elif known is not None or role is None:
                 made[position] = thing if known is None else known
             else:
                 reject_foreign(thing)
-                fresh[role].append((position, thing))
-        made.update(self._prepare_units(fresh["model"], fresh["optimizer"], places))
-        for position, scheduler in fresh["scheduler"]:
-            made[position] = self.prepare_scheduler(scheduler)
-        for position, loader in fresh["loader"]:
+                fresh[role].append(position)
+        if schedule_in is not None and not fresh["scheduler"]:
+            kinds = ", ".join(type(thing).__name__ for thing in request.things) or "nothing"
+            raise PrepareError(
+                f"schedule_in={schedule_in!r} was given without a scheduler",
+                where=f"prepare() of {kinds}",
+                fix="give it in the call that prepares the scheduler",
+            )
+        made.update(self._prepare_units(request, fresh["model"], fresh["optimizer"], places))
+        for position in fresh["scheduler"]:
+            made[position] = self.prepare_scheduler(request.things[position], schedule_in=schedule_in)
+        for position in fresh["loader"]:
+            loader = request.things[position]
             made[position] = self.prepare_data_loader(loader, device_placement=places[position])
-        result = tuple(made[position] for position in range(len(args)))
-        return result[0] if len(result) == 1 else result
+        return request.answer(made, self._name_units(request, made))
 
-    def _places(self, args: Sequence[Any], given: Sequence[bool] | None) -> list[bool]:
+    def _places(self, request: Request, given: Sequence[bool] | None) -> list[bool]:
         if given is None:
-            return [self.device_placement] * len(args)
-        if len(given) != len(args):
-            raise ValueError(f"device_placement has {len(given)} entries for {len(args)} objects")
+            return [self.device_placement] * len(request.things)
+        if len(given) != len(request.things):
+            raise ValueError(f"device_placement has {len(given)} entries for {len(request.things)} objects")
         return [self.device_placement if place is None else bool(place) for place in given]
 
+    def _name_units(self, request: Request, made: Mapping[int, Any]) -> PreparedUnits:
+        found: dict[str, PreparedUnit] = {}
+        named = self._registry.named
+        for name in request.names():
+            parts = [made[position] for position, owner in enumerate(request.owners) if owner == name]
+            unit = found[name] = PreparedUnit.of(name, parts)
+            named[name] = named[name].joined(unit) if name in named else unit
+        return PreparedUnits(found)
+
     def _prepare_units(
-        self, models: list[tuple[int, Any]], optimizers: list[tuple[int, Any]], places: Sequence[bool]
+        self, request: Request, models: Sequence[int], optimizers: Sequence[int], places: Sequence[bool]
     ) -> dict[int, Any]:
         made: dict[int, Any] = {}
-        registry = self._registry
-        known = registry.parameter_ids() | {id(p) for _, model in models for p in model.parameters()}
+        registry, things = self._registry, request.things
+        known = registry.parameter_ids() | {id(p) for at in models for p in things[at].parameters()}
         if known:
-            for _, optimizer in optimizers:
-                check_ownership(optimizer, known)
+            for at in optimizers:
+                check_ownership(things[at], known)
         named = [
-            (f"model_{len(registry.models) + offset}", model, places[position])
-            for offset, (position, model) in enumerate(models)
+            (request.owners[at] or f"model_{len(registry.models) + offset}", things[at], places[at])
+            for offset, at in enumerate(models)
         ]
-        units = form_units(named, [optimizer for _, optimizer in optimizers], train=True)
+        units = form_units(named, [things[at] for at in optimizers], train=True)
         replaced: dict[int, Optimizer] = {}
-        for (position, model), unit, wrapped in zip(
-            models, units, wrap_units(self._strategy, units), strict=True
-        ):
-            made[position] = self._keep_model(model, wrapped)
+        for at, unit, wrapped in zip(models, units, wrap_units(self._strategy, units), strict=True):
+            made[at] = self._keep_model(things[at], wrapped)
             replaced.update({id(a): b for a, b in zip(unit.optimizers, wrapped.optimizers, strict=True)})
-        for position, optimizer in optimizers:
-            made[position] = self._keep_optimizer(
-                optimizer, replaced.get(id(optimizer), optimizer), places[position]
-            )
+        for at in optimizers:
+            inner = replaced.get(id(things[at]), things[at])
+            made[at] = self._keep_optimizer(things[at], inner, places[at])
         return made
 
     def _keep_model(self, model: nn.Module, wrapped: Any) -> nn.Module:
@@ -140,6 +206,8 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         prepared = AcceleratedOptimizer(
             inner, device_placement=place, scaler=self.scaler, window=self._window
         )
+        if not self._registry.models:
+            check_when_stepped(prepared, self._registry)
         self._registry.optimizers.append(prepared)
         self._registry.remember(original, prepared)
         return prepared
@@ -174,30 +242,38 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         place = self.device_placement if device_placement is None else device_placement
         return self._keep_optimizer(optimizer, optimizer, place)
 
-    def prepare_scheduler(self, scheduler: Any) -> AcceleratedScheduler:
+    def prepare_scheduler(
+        self, scheduler: Any, *, schedule_in: ScheduleIn | None = None
+    ) -> AcceleratedScheduler:
         """Return ``scheduler`` wrapped so that it steps when its optimizer did, once per process.
 
-        Raises PrepareError when its optimizer was not prepared.
+        ``schedule_in``: what one of its steps stands for instead. Raises PrepareError when its optimizer
+        was not prepared, when it was prepared before with another ``schedule_in``, or cannot be counted so.
         """
         registry = self._registry
         known = registry.made_of(scheduler)
         if isinstance(known, AcceleratedScheduler):
+            if schedule_in not in {None, known.schedule_in}:
+                raise PrepareError(
+                    f"This scheduler was prepared before, with schedule_in={known.schedule_in!r}",
+                    where=f"{type(known.scheduler).__name__}, schedule_in={schedule_in!r}",
+                    fix="give schedule_in when it is prepared for the first time",
+                )
             return known
         reject_foreign(scheduler)
-        split = self._settings.loader.split_batches
         prepared = AcceleratedScheduler(
             scheduler,
             optimizers_of(scheduler, registry.made_of, registry.optimizers),
             step_with_optimizer=self.step_scheduler_with_optimizer,
-            split_batches=split,
+            split_batches=self._settings.loader.split_batches,
             window=self._window,
             num_processes=self.num_processes,
+            schedule_in=schedule_in,
         )
-        if (
-            self.num_processes > 1
-            and self.step_scheduler_with_optimizer
-            and not split
-            and not registry.schedulers
+        if schedule_in == "samples" and mover(scheduler) is None:
+            logger.warning(_SINGLE_STEPS_NOTE, type(scheduler).__name__)
+        if prepared.steps_per_update > 1 and not any(
+            each.steps_per_update > 1 for each in registry.schedulers
         ):
             logger.warning(_SCHEDULER_NOTE, self.num_processes)
         registry.schedulers.append(prepared)

@@ -65,6 +65,8 @@ class AcceleratedOptimizer(Optimizer):
         self._unscaled: int | None = None
         """The loss scale, by the count of its updates, that the gradients were divided by; None: by none."""
         self._applied = False
+        self.before_first_step: Callable[[], None] | None = None
+        """Called once, when a step is about to be taken."""
         if device_placement:
             place_state(optimizer)
 
@@ -77,6 +79,9 @@ class AcceleratedOptimizer(Optimizer):
             return None
         if window.unsettled:
             raise unsettled(window)
+        if self.before_first_step is not None:
+            self.before_first_step()
+            self.before_first_step = None
         window.complete()
         self._applied = True
         if self.scaler is not None:
@@ -253,7 +258,7 @@ class AcceleratedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # The window belongs to a running loop; a copy that kept its position might never step.
-        return {**self.__dict__, "window": None}
+        return {**self.__dict__, "window": None, "before_first_step": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -84,6 +84,11 @@ class AcceleratedScheduler:
             raise PrepareError(what, where=f"schedule_in={unit!r}", fix=fix)
         return make(self.window)
 
+    @property
+    def steps_per_update(self) -> int:
+        """Return how often an update steps a schedule that counts nothing; the documented default."""
+        return self._repeats if self._follows else 1
+
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step the scheduler if its optimizers have stepped; arguments are passed on.
 
