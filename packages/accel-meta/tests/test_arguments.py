@@ -17,6 +17,7 @@ from accel.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
     ProjectConfiguration,
+    TorchDynamoPlugin,
 )
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -43,7 +44,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "contradicts GradientAccumulationPlugin",
     ),
     "trackers": ({"log_with": "tensorboard"}, "does not have.*log_with"),
-    "compilation": ({"dynamo_backend": "inductor"}, "does not have.*dynamo_backend"),
+    "no such compiler": ({"dynamo_backend": "eagr"}, "backend='eagr'.*did you mean 'EAGER'"),
+    "two compilers": (
+        {"dynamo_backend": "eager", "dynamo_plugin": TorchDynamoPlugin(backend="inductor")},
+        "dynamo_backend='eager': contradicts TorchDynamoPlugin.backend='INDUCTOR'",
+    ),
+    "a dict for a compiler": ({"dynamo_plugin": {"backend": "eager"}}, "must be a TorchDynamoPlugin"),
 }
 
 
@@ -72,14 +78,13 @@ def test_a_wrong_argument_is_named_before_anything_starts(pool: Any, case: str) 
         "ACCELERATE_USE_DEEPSPEED",
         "ACCELERATE_USE_MEGATRON_LM",
         "ACCELERATE_USE_PARALLELISM_CONFIG",
-        "ACCELERATE_DYNAMO_BACKEND",
         "ACCELERATE_DOWNCAST_BF16",
         "ACCELERATE_CPU_AFFINITY",
     ],
 )
 def test_what_the_environment_asks_for_is_not_ignored(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """Another launcher sets these; training without them would be another training."""
-    monkeypatch.setenv(variable, "inductor" if variable.endswith("BACKEND") else "true")
+    monkeypatch.setenv(variable, "true")
     with pytest.raises(RuntimeError, match=f"does not have what was asked for with {variable}"):
         Accelerator()
 

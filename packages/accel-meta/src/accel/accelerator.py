@@ -18,7 +18,8 @@ from accel_core.config import (
     ProjectConfiguration,
     TorchDynamoPlugin,
 )
-from accel_parallel import AcceleratedOptimizer
+from accel_parallel import AcceleratedOptimizer, extract_model
+from accel_parallel.inspection import bare
 from accel_state import AcceleratorState, GradientState, operations
 from accel_state.process import start as process_state
 
@@ -284,13 +285,14 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         """Return the model that was given to ``prepare``.
 
         ``keep_fp32_wrapper`` keeps its forward in mixed precision; without it the original forward is
-        restored. ``keep_torch_compile`` keeps a compiled module as it is.
+        restored. ``keep_torch_compile`` keeps compilation; without it the model runs uncompiled from now
+        on. Its names are the same either way, except for one that was compiled by ``torch.compile(model)``.
         """
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(inner, nn.Module) and not keep_torch_compile:
-            model = inner
-        model = self._strategy.unwrap(model)
-        return model if keep_fp32_wrapper else self._precision.restore(model)
+        found = extract_model(self._strategy.unwrap(model), keep_torch_compile=keep_torch_compile)
+        if not keep_fp32_wrapper:
+            for part in {found, bare(found)}:
+                self._precision.restore(part)
+        return found
 
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget everything prepared, give cached memory back, and return one None per object given.

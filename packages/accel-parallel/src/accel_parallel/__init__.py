@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .compiling import compile_regions as compile_regions
     from .compiling import has_compiled_regions as has_compiled_regions
     from .compiling import is_compiled_module as is_compiled_module
+    from .extract import extract_model as extract_model
     from .gradients import TorchGradients as TorchGradients
     from .inspection import foreign_parameters as foreign_parameters
     from .optimizer import AcceleratedOptimizer as AcceleratedOptimizer
@@ -30,6 +31,7 @@ _NAMES = {
     "check_backend": ".backends",
     "compile_model": ".compiling",
     "compile_regions": ".compiling",
+    "extract_model": ".extract",
     "foreign_parameters": ".inspection",
     "has_compiled_regions": ".compiling",
     "is_compiled_module": ".compiling",

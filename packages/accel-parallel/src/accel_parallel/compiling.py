@@ -101,7 +101,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 def is_compiled_module(module: nn.Module) -> bool:
     """Tell whether calling ``module`` itself runs compiled code, by ``torch.compile`` or in place."""
-    return module.__dict__.get("_compiled_call_impl") is not None or _inner(module) is not None
+    return module.__dict__.get("_compiled_call_impl") is not None or compiled_inner(module) is not None
 
 
 def has_compiled_regions(module: nn.Module) -> bool:
@@ -120,7 +120,7 @@ def remove_compilation(module: nn.Module) -> bool:
     return bool(compiled)
 
 
-def _inner(module: nn.Module) -> nn.Module | None:
+def compiled_inner(module: nn.Module) -> nn.Module | None:
     """Return what ``torch.compile(module)`` was made of, or None for other modules."""
     # By its attribute: importing the class takes seconds, and most programs compile nothing.
     found = module.__dict__.get("_modules", {}).get("_orig_mod")
@@ -170,6 +170,7 @@ def _entry(kind: type) -> Callable[..., Any]:
 __all__ = [
     "compile_model",
     "compile_regions",
+    "compiled_inner",
     "has_compiled_regions",
     "is_compiled_module",
     "remove_compilation",

@@ -28,7 +28,12 @@ def bare(model: nn.Module) -> nn.Module:
 
 def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
     """Return the name of every parameter of the bare model; a shared one has the first of its names."""
-    return {parameter: name for name, parameter in bare(model).named_parameters()}
+    return {parameter: clean_name(name) for name, parameter in bare(model).named_parameters()}
+
+
+def clean_name(name: str) -> str:
+    """Return ``name`` without the ``_orig_mod`` that ``torch.compile`` around a part of the model adds."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
 
 
 def placed_devices(model: nn.Module) -> set[str]:
@@ -135,6 +140,7 @@ __all__ = [
     "check_not_shared",
     "check_one_device",
     "check_owners",
+    "clean_name",
     "foreign_parameters",
     "parameter_names",
     "placed_devices",

@@ -11,7 +11,7 @@ from torch import nn
 from accel_core.errors import CheckpointError
 from accel_core.protocols import Collectives, LoadReport, StateSink, StateSource, Unit
 
-from .inspection import bare, parameter_names
+from .inspection import bare, clean_name, parameter_names
 from .optimizer import AcceleratedOptimizer
 from .optimizer_state import compare, load_named_state, named_state
 
@@ -80,7 +80,7 @@ def _model_state(unit: Unit) -> dict[str, torch.Tensor]:
                 where=name,
                 fix="return a tensor from get_extra_state, or register the module for checkpointing",
             )
-        state[name] = value
+        state[clean_name(name)] = value
     return state
 
 
@@ -185,7 +185,9 @@ def _refuse(unit: Unit, report: LoadReport, *, strict: bool) -> None:
 
 def _fill(unit: Unit, values: Mapping[str, torch.Tensor], report: LoadReport) -> None:
     model: nn.Module = bare(unit.model)
-    model.load_state_dict({name: values[name] for name in report.restored}, strict=False)
+    restored = set(report.restored)
+    own = ((name, clean_name(name)) for name in model.state_dict())
+    model.load_state_dict({name: values[clean] for name, clean in own if clean in restored}, strict=False)
 
 
 __all__ = ["PlainState"]

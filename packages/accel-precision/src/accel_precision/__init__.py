@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .policies import BFloat16 as BFloat16
     from .policies import Float16 as Float16
     from .policies import FullPrecision as FullPrecision
+    from .policies import restore_forward as restore_forward
     from .scaler import GradScaler as GradScaler
 
 _NAMES = {
@@ -29,6 +30,7 @@ _NAMES = {
     "convert_to_fp32": ".outputs",
     "get_grad_scaler": ".functions",
     "get_mixed_precision_context_manager": ".functions",
+    "restore_forward": ".policies",
 }
 __all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

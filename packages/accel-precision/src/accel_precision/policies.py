@@ -51,6 +51,17 @@ class AutocastForward:
         return convert_to_fp32(outputs)
 
 
+def restore_forward(model: nn.Module) -> nn.Module:
+    """Return ``model`` with the forward that it had before a policy of this package converted it."""
+    present = model.__dict__.get("forward")
+    if isinstance(present, AutocastForward):
+        if present.own:
+            model.__dict__["forward"] = present.__wrapped__
+        else:
+            del model.__dict__["forward"]
+    return model
+
+
 class FullPrecision:
     """Compute in the dtype that the model has: nothing is changed and nothing costs anything."""
 
@@ -149,13 +160,7 @@ class AutocastPrecision:
 
     def restore(self, model: nn.Module) -> nn.Module:
         """Return ``model`` with the forward that it had before ``convert``."""
-        present = model.__dict__.get("forward")
-        if isinstance(present, AutocastForward):
-            if present.own:
-                model.__dict__["forward"] = present.__wrapped__
-            else:
-                del model.__dict__["forward"]
-        return model
+        return restore_forward(model)
 
     def autocast(
         self, *, enabled: bool = True, cache_enabled: bool | None = None
@@ -188,4 +193,4 @@ class Float16(AutocastPrecision):
         return GradScaler(self.device.type, **settings)
 
 
-__all__ = ["AutocastForward", "AutocastPrecision", "BFloat16", "Float16", "FullPrecision"]
+__all__ = ["AutocastForward", "AutocastPrecision", "BFloat16", "Float16", "FullPrecision", "restore_forward"]

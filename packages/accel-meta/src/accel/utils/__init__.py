@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
+    from accel.extraction import extract_model_from_parallel as extract_model_from_parallel
     from accel_bigmodel import calculate_maximum_sizes as calculate_maximum_sizes
     from accel_bigmodel import compute_module_sizes as compute_module_sizes
     from accel_bigmodel import find_tied_parameters as find_tied_parameters
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from accel_core.config import GradScalerKwargs as GradScalerKwargs
     from accel_core.config import InitProcessGroupKwargs as InitProcessGroupKwargs
     from accel_core.config import KwargsHandler as KwargsHandler
+    from accel_core.config import ProfileKwargs as ProfileKwargs
     from accel_core.config import ProjectConfiguration as ProjectConfiguration
+    from accel_core.config import TorchDynamoPlugin as TorchDynamoPlugin
     from accel_core.enums import ComputeEnvironment as ComputeEnvironment
     from accel_core.enums import DDPCommunicationHookType as DDPCommunicationHookType
     from accel_core.enums import DistributedType as DistributedType
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from accel_core.enums import RNGType as RNGType
     from accel_core.enums import SageMakerDistributedType as SageMakerDistributedType
     from accel_core.logging import get_logger as get_logger
+    from accel_parallel import compile_regions as compile_regions
+    from accel_parallel import has_compiled_regions as has_compiled_regions
+    from accel_parallel import is_compiled_module as is_compiled_module
     from accel_precision import convert_outputs_to_fp32 as convert_outputs_to_fp32
     from accel_precision import convert_to_fp32 as convert_to_fp32
     from accel_precision import get_grad_scaler as get_grad_scaler
@@ -70,16 +76,20 @@ _NAMES = {
     "KwargsHandler": "accel_core.config",
     "LoggerType": "accel_core.enums",
     "PrecisionType": "accel_core.enums",
+    "ProfileKwargs": "accel_core.config",
     "ProjectConfiguration": "accel_core.config",
     "RNGType": "accel_core.enums",
     "SageMakerDistributedType": "accel_core.enums",
+    "TorchDynamoPlugin": "accel_core.config",
     "broadcast": "accel_state",
     "broadcast_object_list": "accel_state",
     "calculate_maximum_sizes": "accel_bigmodel",
+    "compile_regions": "accel_parallel",
     "compute_module_sizes": "accel_bigmodel",
     "concatenate": "accel_state",
     "convert_outputs_to_fp32": "accel_precision",
     "convert_to_fp32": "accel_precision",
+    "extract_model_from_parallel": "accel.extraction",
     "find_batch_size": "accel_state",
     "find_device": "accel_state",
     "find_tied_parameters": "accel_bigmodel",
@@ -91,8 +101,10 @@ _NAMES = {
     "get_max_layer_size": "accel_bigmodel",
     "get_mixed_precision_context_manager": "accel_precision",
     "get_shape": "accel_state",
+    "has_compiled_regions": "accel_parallel",
     "honor_type": "accel_state",
     "initialize_tensors": "accel_state",
+    "is_compiled_module": "accel_parallel",
     "is_tensor_information": "accel_state",
     "is_torch_tensor": "accel_state",
     "listify": "accel_state",
