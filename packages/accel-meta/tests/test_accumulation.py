@@ -444,3 +444,34 @@ def test_an_optimizer_that_sat_out_is_unscaled_again(pool: Any) -> None:
         return found
 
     assert pool.run(1, norms)[0] == [pytest.approx(8**0.5)] * 2
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_two_optimizers_of_a_window_have_one_scale(overflows: bool, pool: Any) -> None:
+    """The first steps before the second's last backward: the scale grows, or backs off, after both."""
+
+    def moved(overflows: bool) -> tuple[list[float], list[bool], float]:
+        handlers = [GradScalerKwargs(init_scale=8.0, growth_interval=1)]
+        accelerator = Accelerator(
+            cpu=True, mixed_precision="fp16", kwargs_handlers=handlers, gradient_accumulation_steps=2
+        )
+        models = [nn.Linear(4, 1, bias=False) for _ in range(2)]
+        starts = [model.weight.detach().clone() for model in models]
+        raw = [torch.optim.SGD(model.parameters(), lr=1.0) for model in models]
+        first, second, *optimizers = accelerator.prepare(*models, *raw)
+        for number in range(2):
+            with accelerator.accumulate(first, second):
+                for model, optimizer in zip((first, second), optimizers, strict=True):
+                    accelerator.backward(model(torch.ones(2, 4)).mean())
+                    if overflows and number == 1 and model is first:
+                        model.weight.grad[0, 0] = torch.inf
+                    optimizer.step()
+                    optimizer.zero_grad()
+        shifts = [float((start - model.weight).mean()) for start, model in zip(starts, models, strict=True)]
+        return shifts, [each.step_was_skipped for each in optimizers], accelerator.scaler.get_scale()
+
+    shifts, skipped, scale = pool.run(1, moved, overflows)[0]
+    # The weights' own rounding in fp32; a mixed scale is off by at least a quarter.
+    assert shifts == pytest.approx([0.0 if overflows else 1.0, 1.0], rel=1e-6)
+    assert skipped == [overflows, False]
+    assert scale == (4.0 if overflows else 16.0)

@@ -7,7 +7,7 @@ window object belongs to one ``Accelerator``; nothing here is global.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .cursor import Closed, LoaderCursor, calling_path
@@ -34,6 +34,7 @@ class GradientWindow:
         "_cursors",
         "_filled",
         "adjust_scheduler",
+        "at_end",
         "backwards",
         "closed",
         "divisor",
@@ -72,6 +73,8 @@ class GradientWindow:
         """What the micro-batches of the open window accumulate for; empty when nobody said."""
         self.inside = False
         """Whether a micro-batch is being computed."""
+        self.at_end: Callable[[], None] | None = None
+        """Called once, when the open window is over."""
         self.tally: SampleTally | None = None
         """Counts samples for schedules that are written in them; None when there are none."""
         self._filled = False
@@ -110,6 +113,9 @@ class GradientWindow:
             self.divisor = self.num_steps
             self.models = ()
             self.weighted = None
+            if self.at_end is not None:
+                act, self.at_end = self.at_end, None
+                act()
 
     def admit(self, *, weighted: bool, add: bool = False) -> None:
         """Count a backward inside a micro-batch.

@@ -105,7 +105,7 @@ class AcceleratedOptimizer(Optimizer):
             result = self.scaler.step(self.optimizer, **arguments)
         finally:
             watch.remove()
-        self.scaler.update()
+        self._update_scale()
         self._unscaled = None
         if not reached:
             self._skipped = True
@@ -113,6 +113,18 @@ class AcceleratedOptimizer(Optimizer):
             self._opt_called = True
             self._skipped = False if reached[0] is None else reached[0]
         return result
+
+    def _update_scale(self) -> None:
+        """Update the loss scale: at once, or at the end of a window to which others may still add.
+
+        What they have accumulated was computed with the present scale, and so must be the rest of it.
+        """
+        window = self.window
+        assert self.scaler is not None
+        if window.inside and window.position > 1:
+            window.at_end = self.scaler.update
+        else:
+            self.scaler.update()
 
     def zero_grad(self, set_to_none: bool | None = None) -> None:
         """Clear gradients once a window has been applied; ``set_to_none`` defaults as in the optimizer.
@@ -134,7 +146,7 @@ class AcceleratedOptimizer(Optimizer):
         self._applied = False
         if self._is_unscaled():
             # The step was left out on purpose; the next gradients are scaled anew.
-            self.scaler.update()  # type: ignore[union-attr]
+            self._update_scale()
             self._unscaled = None
         if set_to_none is None:
             self.optimizer.zero_grad()
