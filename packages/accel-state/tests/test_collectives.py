@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from accel_core.errors import CollectiveError
-from accel_state import process
+from accel_state import operations, process
 from accel_state.dtypes import result_dtype, wire_dtype
 
 DTYPES = [
@@ -159,6 +159,9 @@ def test_groups_and_groups_of_groups(pool, world):
         with pytest.raises(CollectiveError, match="not in the group of ranks"):
             other.barrier()
         whole.barrier()
+        # Some ranks are in more groups than others by now; channels of the whole world open all the same.
+        assert whole.vote(rank)() == list(range(world))
+        assert operations.gather(torch.tensor(rank)).tolist() == list(range(world))
 
     pool.run(world, run)
 

@@ -118,35 +118,96 @@ CASES = {
         operations.gather_object([1]) if rank else operations.gather(torch.ones(1))
     ),
     "other length of list": lambda rank: operations.broadcast_object_list([None] * (rank + 1)),
-    "padding another dimension": lambda rank: operations.pad_across_processes(torch.ones(2, 2 + rank), dim=0),
+    "padding along different dimensions": lambda rank: operations.pad_across_processes(
+        torch.ones(2, 2), dim=rank
+    ),
+    "padding more dimensions": lambda rank: operations.pad_across_processes(torch.ones([2] * (1 + rank))),
+    "waiting or not": lambda rank: (
+        operations.wait_for_everyone() if rank else operations.gather(torch.ones(1))
+    ),
+    "other source": lambda rank: operations.broadcast(torch.ones(1), from_process=rank),
+    "more than fits into one message": lambda rank: operations.gather(torch.ones(1 + 5000 * rank)),
 }
 
 
 @pytest.mark.world(2)
+@pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_debug_mode_reports_every_kind_of_disagreement(pool, world, case):
+def test_every_kind_of_disagreement_is_reported(pool, world, case, debug):
     def run():
         rank = process.start().topology.rank
-        with pytest.raises(DistributedOperationException, match="the ranks"):
+        with pytest.raises(DistributedOperationException, match="the ranks") as caught:
             CASES[case](rank)
         # Nothing is left half done: the next exchange works.
         assert operations.gather(torch.tensor(rank)).tolist() == [0, 1]
+        return caught.value.what
 
-    pool.run(world, run, env=DEBUG)
+    told = pool.run(world, run, env=DEBUG if debug else None)
+    for text in told:
+        assert text.count("test_operations_distributed.py:") == 2
+    # Alike but for the name of the own operation.
+    assert told[0].partition("Input shapes:")[2] == told[1].partition("Input shapes:")[2]
 
 
 @pytest.mark.world(2)
-def test_unequal_object_lists_raise_without_debug_mode_too(pool, world):
+@pytest.mark.parametrize("size", [1, 5000])
+def test_values_too_long_for_the_first_message_take_the_longer_way(pool, world, size):
     def run():
         rank = process.start().topology.rank
-        try:
-            return operations.broadcast_object_list([rank] * (rank + 1))
-        except DistributedOperationException as error:
-            return str(error.what)
+        own = {"x": torch.arange(size) + rank, "h": torch.full((2,), rank, dtype=torch.bfloat16)}
+        assert operations.gather(own)["x"].equal(torch.cat([torch.arange(size), torch.arange(size) + 1]))
+        assert operations.reduce(own, "sum")["x"].equal(2 * torch.arange(size) + 1)
+        assert operations.reduce(own, "mean")["h"].equal(torch.full((2,), 0.5, dtype=torch.bfloat16))
+        assert operations.reduce(own, "max")["x"].equal(torch.arange(size) + 1)
+        assert operations.broadcast(own, 1)["x"].equal(torch.arange(size) + 1)
+        assert operations.gather_object(["a" * size * (1 + rank)]) == ["a" * size, "a" * size * 2]
+        box = ["b" * size if rank else None]
+        assert operations.broadcast_object_list(box, 1) == ["b" * size]
+        # Only one rank has a long value: all must notice.
+        assert len(operations.gather_object(["c" * (1 if rank else size)])) == 2
+        result = operations.reduce(own["x"], "sum")
+        result.zero_()
+        assert own["x"].equal(torch.arange(size) + rank)
 
-    whole, told = pool.run(world, run)
-    assert whole == [0]
-    assert told == "broadcast_object_list: rank 0 sent 1 objects, this rank has places for 2"
+    pool.run(world, run)
+
+
+@pytest.mark.world(2)
+def test_every_dtype_travels_in_the_first_message(pool, world):
+    dtypes = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16]
+    dtypes += [torch.float64, torch.complex64, torch.float8_e4m3fn]
+
+    def run():
+        rank = process.start().topology.rank
+        group = process.current().collectives
+        for dtype in dtypes:
+            own = torch.tensor([[0, 1], [1, rank]]).to(torch.float32).to(dtype).t()
+            got = operations.gather(own)
+            want = group.all_gather(own).flatten(0, 1)
+            assert got.dtype == want.dtype == dtype
+            assert got.view(torch.uint8).equal(want.view(torch.uint8))
+            if dtype.is_complex or (dtype.itemsize == 1 and dtype.is_floating_point):
+                continue
+            for op in ("sum", "mean", "max", "min"):
+                small, raw = operations.reduce(own, op), group.all_reduce(own, op)
+                assert small.dtype == raw.dtype, (dtype, op)
+                assert small.equal(raw), (dtype, op)
+        assert operations.gather(torch.empty(0, 3)).shape == (0, 3)
+        assert operations.reduce({}, "sum") == {}
+
+    pool.run(world, run)
+
+
+@pytest.mark.world(2)
+def test_an_object_that_cannot_be_pickled_is_named(pool, world):
+    def run():
+        process.start()
+        with pytest.raises(DataError, match="gather_object takes objects that can be pickled, not function"):
+            operations.gather_object(lambda: None)
+        with pytest.raises(DataError, match="broadcast_object_list takes objects that can be pickled"):
+            operations.broadcast_object_list([lambda: None], process.current().topology.rank)
+
+    pool.run(world, run)
 
 
 def test_a_tuple_cannot_be_filled():

@@ -53,11 +53,10 @@ class Board:
     def part(self, ranks: Sequence[int]) -> Board:
         """Return the board of some of these ranks. All ranks of this board call it, also those outside."""
         self._parts += 1
-        world = [self.members[rank] for rank in ranks]
-        own = list(ranks).index(self.rank) if self.rank in ranks else -1
-        return Board(
-            self._store, world, own, f"{self._name}.{self._parts}", self._lookout, self.patience
-        )
+        # In torch's order, which numbers the ranks of a group as those of the world.
+        world = sorted(self.members[rank] for rank in ranks)
+        own = world.index(self.members[self.rank]) if self.rank in ranks else -1
+        return Board(self._store, world, own, f"{self._name}.{self._parts}", self._lookout, self.patience)
 
     def announce(self, lane: str, call: Call) -> int:
         """Write down our next call in ``lane`` (calls are compared within one) and return its number."""
@@ -203,11 +202,10 @@ def open_board(rank: int, world_size: int, patience: float) -> Board:
             "Debug mode needs the store of the process group, and this backend has none",
             fix="use another backend, or unset ACCELERATE_DEBUG_MODE",
         )
-    if hasattr(store, "clone"):
-        store = store.clone()
     # A process can be set up again on the same store (tests do): each time under another name.
     generation = store.add(f"accel/debug/generation/{rank}", 1)
-    store = dist.PrefixStore(f"accel/debug/{generation}", store)
+    prefixed: Any = vars(dist)["PrefixStore"]
+    store = prefixed(f"accel/debug/{generation}", store)
     return Board(store, range(world_size), rank, "all", Lookout(store, rank), patience)
 
 

@@ -90,7 +90,10 @@ def mismatch(calls: Sequence[Call], rank: int) -> DistributedOperationException:
     """Return the error for calls, one per rank, that do not fit together."""
     mine = calls[rank]
     if len({call.operation for call in calls}) > 1:
-        reason, fix = "the ranks called different operations", "let every rank make the same calls in one order"
+        reason, fix = (
+            "the ranks called different operations",
+            "let every rank make the same calls in one order",
+        )
     elif len({call.leaves for call in calls}) > 1:
         reason = "the ranks brought different input"
         fix = "give every rank the same structure and shapes; pad_across_processes makes one dimension equal"

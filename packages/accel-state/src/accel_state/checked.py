@@ -46,7 +46,7 @@ class CheckedCollectives:
     def exchange(
         self,
         call: Call,
-        value: Callable[[], bytes] | None,  # noqa: ARG002
+        value: Callable[[], bytes] | None,
     ) -> tuple[Collectives, None]:
         """Compare ``call`` over the ranks; return the group to run it on, which does not compare again."""
         self._settle(call)
@@ -92,8 +92,11 @@ class CheckedCollectives:
         call = Call.of("vote")
         # Only written down: asking must not wait, and other exchanges may come in between.
         number = self.board.announce(_VOTES, call)
+        # But the first one opens a channel, for which all ranks must come.
+        settled = number == 0
+        if settled:
+            self.board.settle(_VOTES, number, call, self._limit(patient=False))
         answers = self.inner.vote(ballot)
-        settled = False
 
         def result() -> list[int]:
             nonlocal settled

@@ -44,6 +44,8 @@ class TorchCollectives:
         self._types = backend_names(made)
         self._device = device or torch.device("cpu")
         self._side: dist.ProcessGroup | None = None
+        self._whole = dist.get_world_size(made) == dist.get_world_size()
+        self._compares = self._whole and self._types.get("cpu") == "gloo"
         self._roll = RollCall(self, self._open_channel)
         self.rank = dist.get_rank(made)
         self.world_size = dist.get_world_size(made)
@@ -132,19 +134,21 @@ class TorchCollectives:
     def exchange(
         self, call: Call, value: Callable[[], bytes] | None
     ) -> tuple[Collectives, list[memoryview] | None]:
-        """Compare ``call`` over the ranks; return the group to run it on, and each rank's ``value()`` if all are small.
+        """Compare ``call`` over the ranks; return the group to run it on, and small values of all ranks.
+
+        These are what ``value()`` gives on each rank, or None when one of them is not small.
 
         Without ``value`` nothing is compared: what is exchanged does not go through gloo, where unequal
-        sizes end the process and a rank waits for the others anyway. Raises
-        DistributedOperationException on every rank when the calls differ.
+        sizes end the process and a rank waits for the others anyway; nor is it in a part of the world.
+        Raises DistributedOperationException on every rank when the calls differ.
         """
-        if value is None or self._types.get("cpu") != "gloo":
+        if value is None or not self._compares:
             return self, None
         return self, self._roll.exchange(call, value())
 
     def meet(self, call: Call) -> None:
         """Return once every rank has come with the same ``call``."""
-        if self._types.get("cpu") == "gloo":
+        if self._compares:
             self._roll.exchange(call, b"")
         else:
             self.barrier()
@@ -204,7 +208,7 @@ class TorchCollectives:
             return _outside(members)
         world = [self._global(rank) for rank in members]
         # Inside a part of the world only that part calls this, so it cannot wait for all of the world.
-        local = self.world_size < dist.get_world_size()
+        local = not self._whole
         create = partial(dist.new_group, world, timeout=self.timeout, use_local_synchronization=local)
         made = self._run("group", create, members)
         return TorchCollectives(made, self._device) if self.rank in members else _outside(members)
@@ -215,6 +219,10 @@ class TorchCollectives:
         """Let go of a group that was destroyed; every operation is refused from now on."""
         self._group = self._side = None
         self._roll.close()
+
+    def reopen(self) -> None:
+        """Take up the new default group, made of the same ranks, after the old one was left and closed."""
+        self._group = dist.group.WORLD
 
     def _alive(self) -> dist.ProcessGroup:
         if self._group is None:
@@ -228,8 +236,10 @@ class TorchCollectives:
     def _open_channel(self) -> dist.ProcessGroup:
         """Make a gloo group of the same ranks, for messages that must not meet those of the group itself."""
         ranks = [self._global(rank) for rank in range(self.world_size)]
+        # torch names a group that only its members know of by how many groups a rank is in, which may
+        # differ between ranks: the whole world is not made that way.
         made: Any = dist.new_group(
-            ranks, timeout=self.timeout, backend="gloo", use_local_synchronization=True
+            ranks, timeout=self.timeout, backend="gloo", use_local_synchronization=not self._whole
         )
         channel: dist.ProcessGroup = made
         return channel

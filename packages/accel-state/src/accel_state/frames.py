@@ -1,4 +1,4 @@
-"""Where in the user's code a call came from; looked up only when an error is written or ranks are compared."""
+"""Where in the user's code a call came from; looked up for errors and where ranks are compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OURS = frozenset(
 
 
 def user_line(start: FrameType | None = None) -> str:
-    """Return ``file:line`` of the nearest frame, from ``start`` outwards, that is neither accel's nor torch's."""
+    """Return ``file:line`` of the nearest frame, ``start`` or further out, that is not accel's or torch's."""
     frame: FrameType | None = start or sys._getframe(1)
     last = frame
     while frame is not None:

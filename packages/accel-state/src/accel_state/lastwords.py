@@ -1,4 +1,4 @@
-"""What a rank says when an exchange failed, and what it hears from the others: nothing before that happens."""
+"""What a rank says when an exchange failed, and hears from the others: nothing before that happens."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ _SILENT = "no word: it waits for nothing here, so it is busy elsewhere, stopped,
 
 
 def last_words(members: Sequence[int], rank: int, words: str) -> str:
-    """Tell the ranks ``members`` where we stopped and return a table of where they did; empty without a store."""
+    """Tell ``members`` where we stopped; return a table of where they did, or nothing without a store."""
     store = default_store()
     if store is None:
         return ""
     heard = {rank: words}
     # In a thread: the store may live in the very process that has stopped, and never answer.
     talk = threading.Thread(
-        target=_exchange, args=(store, tuple(members), rank, words, heard), daemon=True, name="accel-last-words"
+        target=_exchange,
+        args=(store, tuple(members), rank, words, heard),
+        name="accel-last-words",
+        daemon=True,
     )
     talk.start()
     talk.join(2 * _LISTEN)
@@ -32,9 +35,7 @@ def last_words(members: Sequence[int], rank: int, words: str) -> str:
     return f"\nWhere the ranks stopped:\n{table(rows)}\n"
 
 
-def _exchange(
-    store: Any, members: tuple[int, ...], rank: int, words: str, heard: dict[int, str]
-) -> None:
+def _exchange(store: Any, members: tuple[int, ...], rank: int, words: str, heard: dict[int, str]) -> None:
     place = f"accel/stopped/{'-'.join(map(str, members))}"
     try:
         store.set(f"{place}/{rank}", words)

@@ -19,7 +19,7 @@ class Comparing(Protocol):
     def exchange(
         self, call: Call, value: Callable[[], bytes] | None
     ) -> tuple[Collectives, list[memoryview] | None]:
-        """Compare ``call``; return the group to run it on, and the small values of all ranks if that was all."""
+        """Compare ``call``; return the group to run it on, and the values of all ranks if they are small."""
         ...
 
     def meet(self, call: Call) -> None:

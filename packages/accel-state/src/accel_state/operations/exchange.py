@@ -102,7 +102,7 @@ def _lonely(tensor: torch.Tensor, reduction: str, group: Collectives) -> torch.T
 
 
 def _over_ranks(stack: torch.Tensor, op: ReduceOp) -> torch.Tensor:
-    """Return the reduction of ``[world_size, *shape]`` over its first dimension, as `Collectives.all_reduce`."""
+    """Return ``[world_size, *shape]`` reduced over the first dimension, as `Collectives.all_reduce` does."""
     target = result_dtype(stack.dtype, op)
     value = stack.to(wire_dtype(target, through_gloo=True))
     if op in {"max", "min"}:
