@@ -14,7 +14,7 @@ from accel_core.window import LoaderCursor
 from .batches import BatchSamplerShard, Tail
 from .plan import LoaderPlan
 from .samplers import SeedableRandomSampler, samplers_of
-from .stream import IterableDatasetShard
+from .stream import IterableDatasetShard, count_rows
 
 
 class PreparedLoader(DataLoader[Any]):
@@ -67,6 +67,24 @@ class PreparedLoader(DataLoader[Any]):
     @iteration.setter
     def iteration(self, value: int) -> None:
         self._plan.epoch.go(value)
+
+    @property
+    def valid_mask(self) -> torch.Tensor:
+        """Which samples of the batch in hand are real: booleans, one for each, on the loader's device.
+
+        False for padding that makes the ranks' batches equal (``even_batches``) or stands for data that have
+        ended (``uneven="pad_masked"``). Raises DataError outside of this loader's loop.
+        """
+        cursor = next((each for each in reversed(self._plan.window.cursors) if each.owner is self), None)
+        if cursor is None or not cursor.number:
+            raise DataError(
+                "this loader has no batch in hand, so no sample of it is real or padding",
+                where=f"{type(self).__name__}.valid_mask",
+                fix="ask in the body of a loop over this prepared loader",
+            )
+        rows = count_rows(cursor.batch) if cursor.rows is None else cursor.rows
+        real = rows if cursor.own is None or cursor.again else cursor.own
+        return torch.arange(rows, device=self.device) < real
 
     @property
     def skip_batches(self) -> int:
@@ -162,12 +180,15 @@ class PreparedLoader(DataLoader[Any]):
 
     def _finish(self, epoch: int) -> None:
         """Note that the iteration of ``epoch`` is over: the next one is the next epoch, in full."""
-        counter = self._plan.epoch
+        counter, audit = self._plan.epoch, self._plan.audit
+        partial = self._plan.skip > 0
         # Another iteration may have begun beside this one, and moved on already.
         if counter.value == epoch:
             self._plan.skip = 0
             counter.go(epoch + 1)
             self._tell_all(counter.value)
+        if audit is not None:
+            audit.finish(partial=partial)
 
     def _open(self) -> tuple[Iterator[Any], Tail, int]:
         """Start torch's own iteration; return it, what it knows of its end, and the batches to drop."""

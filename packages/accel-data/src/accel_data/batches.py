@@ -10,25 +10,52 @@ from zlib import crc32
 
 from torch.utils.data import BatchSampler
 
+from accel_core.cursor import LoaderCursor
 from accel_core.errors import DataError, PrepareError
 
 from .order import Reading, local_slices, own_rounds, reading_of
 
 
+FIRST = 64
+"""Indices at the start of an order by which orders are compared."""
+
+
 class Tail:
     """What a walk knows about its last batch; complete once the walk has ended."""
 
-    __slots__ = ("fingerprint", "valid", "walked", "world_batch")
+    __slots__ = ("fingerprint", "first", "parts", "valid", "walked")
 
     def __init__(self) -> None:
         self.valid: int | None = None
         """Real samples of the last batch over all ranks; None when all are."""
-        self.world_batch: int | None = None
-        """Samples of the last batch over all ranks, padding included; None when not known."""
+        self.parts: list[int] | None = None
+        """Samples of each rank in the last round, padding included, which comes last; None when not known."""
         self.walked = False
         """The order came from a sampler that is walked, so ranks could disagree on it."""
         self.fingerprint = 0
         """A checksum of the first round of a walk."""
+        self.first: list[Any] | None = None
+        """The first indices of the order that all ranks divide between them."""
+
+    @property
+    def world_batch(self) -> int | None:
+        """Samples of the last batch over all ranks, padding included; None when not known."""
+        return None if self.parts is None else sum(self.parts)
+
+    def tell(self, cursor: LoaderCursor, rank: int) -> None:
+        """Tell ``cursor`` of the last batch of ``rank``; it speaks of the full batch before.
+
+        A rank without a part in the last round has ended with the round before, which was full.
+        """
+        if self.parts is None:
+            cursor.world_batch = cursor.rows = None
+        elif self.parts[rank]:
+            cursor.world_batch, cursor.rows = sum(self.parts), self.parts[rank]
+            cursor.ended = tuple(place for place, size in enumerate(self.parts) if not size)
+            if self.valid is not None:
+                cursor.valid = self.valid
+                real = min(max(self.valid - sum(self.parts[:rank]), 0), cursor.rows)
+                cursor.own = None if real == cursor.rows else real
 
 
 class BatchSamplerShard(BatchSampler):
@@ -69,6 +96,10 @@ class BatchSamplerShard(BatchSampler):
         self.batch_size: Any = getattr(batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(batch_sampler, "drop_last", False))
         self.start = 0
+        self.audited = False
+        """Ranks compare the first indices of the order."""
+        self.record: list[list[Any]] | None = None
+        """The batches that were given out, where somebody asks for them."""
         """Local batches that the next iteration leaves out; it goes back to 0 by itself."""
         self.tail = Tail()
         """What is known about the last batch of the latest iteration."""
@@ -156,12 +187,24 @@ class BatchSamplerShard(BatchSampler):
         self.tail = tail = Tail()
         reading = self._reading()
         if reading is not None:
-            return self._arithmetic(reading, tail, start)
+            return self._recorded(self._arithmetic(reading, tail, start))
         if self.num_processes == 1:
             return islice(iter(self.batch_sampler), start, None)
         tail.walked = True
         rounds = self._split_rounds() if self.split_batches else self._whole_rounds()
-        return self._walk(rounds, tail, start)
+        return self._recorded(self._walk(rounds, tail, start))
+
+    def _recorded(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        if self.record is None:
+            return batches
+        self.record = record = []
+
+        def noted() -> Iterator[list[Any]]:
+            for batch in batches:
+                record.append(batch)
+                yield batch
+
+        return noted()
 
     def _arithmetic(self, reading: Reading, tail: Tail, start: int) -> Iterator[list[Any]]:
         world, rank = self.num_processes, self.process_index
@@ -172,11 +215,15 @@ class BatchSamplerShard(BatchSampler):
         rest = 0 if self.drop_last else total - full
         padded = bool(rest) and self.even_batches and world > 1
         tail.valid = rest if padded else None
-        tail.world_batch = rest if rest and not padded else stride
+        tail.parts = [size] * world
+        if rest and not padded:
+            tail.parts = [min(max(rest - place * size, 0), size) for place in range(world)]
 
         def batches() -> Iterator[list[Any]]:
             # Drawn at the first batch, where plain torch draws: later use of the same generator agrees.
             order = reading.draw()
+            if self.audited:
+                tail.first = list(order[:FIRST])
             last: list[Any] = []
             if rest:
                 at = full + rank * size
@@ -199,8 +246,9 @@ class BatchSamplerShard(BatchSampler):
         for number, (batches, valid) in enumerate(rounds):
             if number == 0:
                 tail.fingerprint = crc32(repr(batches).encode()) & 0x3FFFFFFF
+                tail.first = list(islice(chain.from_iterable(batches), FIRST))
             tail.valid = valid
-            tail.world_batch = sum(map(len, batches))
+            tail.parts = [*map(len, batches), *[0] * (self.num_processes - len(batches))]
             if number >= start and rank < len(batches) and batches[rank]:
                 yield batches[rank]
 

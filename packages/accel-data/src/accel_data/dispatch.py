@@ -10,14 +10,20 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from accel_core.cursor import LoaderCursor
 from accel_core.errors import DataError, PrepareError
+from accel_core.logging import get_logger
 from accel_core.protocols.collectives import Collectives
 from accel_core.window import GradientWindow
 
 from .base import PreparedLoader
+from .batches import Tail
+from .ending import NOTHING
 from .parcels import Parcel, fill_from, join_batches, pack, rows, slice_batch, unpack
 from .placement import mover
 from .plan import EpochCounter, LoaderPlan
+
+logger = get_logger(__name__)
 
 _T = TypeVar("_T")
 
@@ -26,7 +32,8 @@ class _Round(NamedTuple):
     """One round on rank 0: the part of each rank, or the whole for a slice function."""
 
     parts: list[Any]
-    world_batch: int
+    sizes: list[int]
+    """Samples of each rank, padding included."""
     valid: int | None
 
 
@@ -36,8 +43,11 @@ class _Head(NamedTuple):
     parcel: Parcel
     end: bool
     remaining: int | None = None
+    sizes: tuple[int, ...] = ()
+    """Samples of each rank, padding included."""
     valid: int | None = None
-    world_batch: int | None = None
+    following: int = 0
+    """Ranks that have a part of the next round."""
     failure: str = ""
 
 
@@ -114,6 +124,13 @@ class DataLoaderDispatcher(PreparedLoader):
         self.slice_fn = slice_fn
 
     def _check(self) -> None:
+        if self._plan.uneven == "cycle" and not self.even_batches:
+            raise PrepareError(
+                "with one reader no rank can begin again while the others go on",
+                where="DataLoaderDispatcher, uneven='cycle'",
+                fix="use even_batches=True, which completes the last round, or uneven='pad_masked' or "
+                "'stop_all'",
+            )
         size, world = self._batch_size(), self._plan.collectives.world_size
         if self.split_batches and size is not None and size % world:
             raise PrepareError(
@@ -150,14 +167,21 @@ class DataLoaderDispatcher(PreparedLoader):
         try:
             for head, buffer in heads:
                 batch = self._own_part(head, buffer)
-                cursor.end, cursor.remaining = head.end, head.remaining
-                cursor.valid, cursor.world_batch = head.valid, head.world_batch
-                cursor.hand_out()
-                if batch is not _NOTHING:
-                    yield batch if place is None else place(batch)
+                if batch is not NOTHING:
+                    self._tell_cursor(cursor, head)
+                    yield cursor.hand_out(batch if place is None else place(batch))
             self._finish(epoch)
         finally:
             window.remove(cursor)
+
+    def _tell_cursor(self, cursor: LoaderCursor, head: _Head) -> None:
+        rank = self._plan.collectives.rank
+        cursor.end = head.end or rank >= head.following
+        cursor.remaining = 1 if cursor.end else head.remaining
+        cursor.valid = cursor.own = None
+        tail = Tail()
+        tail.parts, tail.valid = list(head.sizes), head.valid
+        tail.tell(cursor, rank)
 
     def _own_part(self, head: _Head, buffer: torch.Tensor) -> Any:
         rank, world = self._plan.collectives.rank, self._plan.collectives.world_size
@@ -167,7 +191,7 @@ class DataLoaderDispatcher(PreparedLoader):
             part = slice(rank * size, (rank + 1) * size)
             return self.slice_fn(whole, part, process_index=rank, num_processes=world)
         if rank >= len(head.parcel.outlines):
-            return _NOTHING
+            return NOTHING
         return unpack(head.parcel.outlines[rank], buffer)
 
     def _listen(self) -> Iterator[tuple[_Head, torch.Tensor]]:
@@ -194,11 +218,12 @@ class DataLoaderDispatcher(PreparedLoader):
         if ahead is None:
             group.broadcast_object(_Head(Parcel([], 0), end=True))
         while ahead is not None:
-            parts, world_batch, valid = ahead
+            parts, sizes, valid = ahead
             ahead = self._or_tell(lambda: next(rounds, None))
             parcel, buffer = self._or_tell(partial(pack, parts))
             end = ahead is None
-            head = _Head(parcel, end, 1 if end else left, valid, world_batch)
+            following = 0 if ahead is None else sum(map(bool, ahead.sizes))
+            head = _Head(parcel, end, 1 if end else left, tuple(sizes), valid, following)
             group.broadcast_object(head)
             left = left - 1 if left is not None and left > 1 else None
             yield head, group.broadcast(buffer if device is None else buffer.to(device))
@@ -234,8 +259,34 @@ class DataLoaderDispatcher(PreparedLoader):
                 if self.even_batches and self._plan.collectives.world_size > 1:
                     taken, counts = self._complete(taken, counts, pool)
             total = sum(counts)
-            parts = self._parts(taken, counts, last=not ahead)
-            yield _Round(parts, total, real if total > real else None)
+            parts, sizes = self._parts(taken, counts, last=not ahead)
+            missing = sum(not size for size in sizes)
+            if missing and self._plan.uneven == "stop_all":
+                self._say_unread(total, missing)
+                return
+            if missing and self._plan.uneven == "pad_masked":
+                parts, sizes = self._repeat(parts, sizes, missing)
+                total = sum(sizes)
+            yield _Round(parts, sizes, real if total > real else None)
+
+    def _repeat(self, parts: list[Any], sizes: list[int], missing: int) -> tuple[list[Any], list[int]]:
+        """Give ranks without a part of the last round that of rank 0, as padding."""
+        logger.warning(
+            "The last round has batches for %s of %s ranks; the others get padding (uneven='pad_masked')."
+            " gather_for_metrics leaves it out; in training, weight the loss with loader.valid_mask.",
+            len(parts),
+            len(sizes),
+        )
+        return parts + parts[:1] * missing, sizes[:-missing] + sizes[:1] * missing
+
+    def _say_unread(self, total: int, missing: int) -> None:
+        logger.warning(
+            "The last round, %s samples, has no part for %s of %s ranks, and all ranks stopped before it"
+            " (uneven='stop_all').",
+            total,
+            missing,
+            self._plan.collectives.world_size,
+        )
 
     def _complete(self, taken: list[Any], counts: list[int], pool: list[Any]) -> tuple[list[Any], list[int]]:
         """Fill the last batch and the missing ones with the first samples."""
@@ -253,22 +304,23 @@ class DataLoaderDispatcher(PreparedLoader):
             counts[-1] += short
         return taken + list(fill), counts + [size] * missing
 
-    def _parts(self, taken: list[Any], counts: list[int], *, last: bool) -> list[Any]:
+    def _parts(self, taken: list[Any], counts: list[int], *, last: bool) -> tuple[list[Any], list[int]]:
+        """Return what is sent, and the samples of each rank in it."""
+        world = self._plan.collectives.world_size
+        if self.slice_fn is None and not self.split_batches:
+            return taken, counts + [0] * (world - len(counts))
+        count = sum(counts)
+        size = -(-count // world)
+        sizes = [min(max(count - rank * size, 0), size) for rank in range(world)]
         if self.slice_fn is not None:
-            return [join_batches(taken, counts)]
-        if not self.split_batches:
-            return taken
-        world, count = self._plan.collectives.world_size, counts[0]
+            return [join_batches(taken, counts)], sizes
         if count % world and not last:
             raise DataError(
                 f"a batch of {count} samples cannot be split into {world} equal parts",
                 where="DataLoaderDispatcher(split_batches=True)",
                 fix=f"yield batches whose size divides by {world}, or use split_batches=False",
             )
-        size = -(-count // world)
-        return [slice_batch(taken[0], slice(at, at + size), count) for at in range(0, count, size)]
+        return [slice_batch(taken[0], slice(at, at + size), count) for at in range(0, count, size)], sizes
 
-
-_NOTHING: Any = object()
 
 __all__ = ["DataLoaderDispatcher"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from accel_core.protocols.collectives import Collectives, LonelyCollectives
 from accel_core.window import GradientWindow
 
 from .order import epoch_seed
+
+if TYPE_CHECKING:
+    from .audit import Audit
 
 Synchronize = Callable[[Sequence[str], "torch.Generator | None"], None]
 
@@ -62,11 +65,13 @@ class LoaderPlan:
     seeding: Seeding | None = None
     watch_ends: bool = False
     """Ranks read a stream each: they tell each other about its end, so that none waits for ever."""
+    kept: bool = False
+    """Each rank's loader reads its own part already, and is not divided again."""
+    audit: Audit | None = None
+    """What compares the data that ranks read; None when nobody does."""
     uneven: str | None = None
     """What happens where ranks run out of data at different steps, as asked for; see `ending.policy`."""
     even_batches: bool = True
-    own_data: bool = False
-    """Each rank reads data of its own (``sharding="sharded"``), so ranks may have unequal numbers of batches."""
 
     def begin(self) -> None:
         """Bring the generators of all ranks to the start of the epoch."""

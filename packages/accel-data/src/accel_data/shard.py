@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, IterableDataset
 
-from accel_core.errors import DataError, UnevenDataError
+from accel_core.errors import DataError
 from accel_core.protocols.collectives import Collectives
 from accel_core.window import GradientWindow, LoaderCursor
 
 from .base import PreparedLoader
 from .batches import BatchSamplerShard, Tail
-from .placement import Place, placement
+from .ending import NOTHING, Ends, policy
+from .placement import placement
 from .plan import EpochCounter, LoaderPlan, Synchronize, check_rng_types
 from .stream import IterableDatasetShard
-
-_ENDED, _HAS, _FAILED = 0, 1, 2
-_NOTHING: Any = object()
+from .tails import last_size, own_tail, sample_count
 
 
 class DataLoaderShard(PreparedLoader):
@@ -76,9 +75,15 @@ class DataLoaderShard(PreparedLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         epoch = self._begin()
+        chosen = policy(self)
+        if chosen is not None and self._known_equal():
+            chosen = None
         iterator, tail, drop = self._open()
-        run = self._watched if self._plan.watch_ends else self._counted
-        return run(iterator, tail, drop, epoch)
+        if self._plan.audit is not None:
+            iterator = self._plan.audit.watch(iterator, self, tail, epoch)
+        if chosen is None:
+            return self._counted(iterator, tail, drop, epoch)
+        return self._watched(iterator, tail, drop, epoch, chosen)
 
     def _full_length(self) -> int:
         if isinstance(self.dataset, IterableDatasetShard):
@@ -90,47 +95,64 @@ class DataLoaderShard(PreparedLoader):
     def _counted(self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
         left = self._known_length()
-        cursor.world_batch = self._full_world_batch()
+        self._tell_size(cursor)
+        hand_out = cursor.hand_out
         window.push(cursor)
         try:
-            current = next(islice(iterator, drop, None) if drop else iterator, _NOTHING)
+            current = next(islice(iterator, drop, None) if drop else iterator, NOTHING)
             self._compare_orders(tail)
-            if current is not _NOTHING:
+            if current is not NOTHING:
                 place = placement(current, plan.device, non_blocking=plan.non_blocking)
                 for upcoming in iterator:
                     if left is not None:
                         cursor.remaining = left
                         # A custom sampler may claim too short a length; then it is not known.
                         left = left - 1 if left > 1 else None
-                    cursor.hand_out()
-                    yield current if place is None else place(current)
+                    yield hand_out(current if place is None else place(current))
                     current = upcoming
                     cursor.remaining = None
                 cursor.end = True
                 cursor.remaining = 1
-                cursor.valid = tail.valid
-                cursor.world_batch = self._last_world_batch(tail)
-                cursor.hand_out()
-                yield current if place is None else place(current)
+                self._tell_last(cursor, tail)
+                yield hand_out(current if place is None else place(current))
             self._finish(epoch)
         finally:
             window.remove(cursor)
 
-    def _full_world_batch(self) -> int | None:
-        batches = self._batches
-        if isinstance(batches, BatchSamplerShard):
-            return batches.round_size
-        return batches.batch_size if type(batches) is BatchSampler else None
+    def _ranks(self) -> int:
+        """Return among how many ranks each of the batches sampler's batches is one of a round."""
+        return self._plan.collectives.world_size if self._plan.kept else 1
 
-    def _last_world_batch(self, tail: Tail) -> int | None:
+    def _tell_size(self, cursor: LoaderCursor) -> None:
+        """Tell ``cursor`` the size of a full batch."""
         batches = self._batches
         if isinstance(batches, BatchSamplerShard):
-            return tail.world_batch
-        counted = not isinstance(self.dataset, IterableDataset) and getattr(self, "in_order", True)
-        if counted and type(batches) is BatchSampler:
-            rest = 0 if batches.drop_last else len(batches.sampler) % batches.batch_size  # type: ignore[arg-type]
-            return rest or batches.batch_size
-        return None
+            cursor.rows, world = batches.local_size, batches.round_size
+        else:
+            cursor.rows = world = batches.batch_size if type(batches) is BatchSampler else None
+        cursor.world_batch = None if world is None else world * self._ranks()
+
+    def _tell_last(self, cursor: LoaderCursor, tail: Tail) -> None:
+        """Tell ``cursor`` what is known of the last batch."""
+        batches = self._batches
+        if self._plan.kept and self._plan.collectives.world_size > 1:
+            own_tail(self, cursor)
+        elif isinstance(batches, BatchSamplerShard):
+            tail.tell(cursor, batches.process_index)
+        elif (size := last_size(self)) is not None:
+            cursor.world_batch = cursor.rows = size
+        else:
+            cursor.world_batch = cursor.rows = None
+
+    def _known_equal(self) -> bool:
+        """Tell whether the ranks' own samplers are known to give equally many samples; votes once."""
+        plan = self._plan
+        if not plan.kept or plan.uneven == "independent" or isinstance(self.dataset, IterableDataset):
+            return False
+        samples = sample_count(self)
+        ballot = 0 if samples is None else (len(self) << 32) + samples + 1
+        found = plan.collectives.vote(ballot)()
+        return found[0] != 0 and len(set(found)) == 1
 
     def _compare_orders(self, tail: Tail) -> None:
         """Make sure that ranks that walk a custom sampler all see the same order."""
@@ -147,83 +169,54 @@ class DataLoaderShard(PreparedLoader):
                 "give rng_types=['torch']; do not prepare a sampler that gives each rank its own part",
             )
 
-    # -- streams: ranks tell each other, two batches ahead, whether they have another one --------
+    # -- where ranks may end at different steps ----------------------------------------------------
 
-    def _watched(self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int) -> Iterator[Any]:
+    def _watched(
+        self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int, chosen: str
+    ) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
         stream: Any = self.dataset
-        full = stream.round_size if self.batch_size is not None else None
-        vote = plan.collectives.vote
-        place: Place | None = None
+        sized = plan.watch_ends and isinstance(stream, IterableDatasetShard) and self.batch_size is not None
         window.push(cursor)
         try:
-            batches = _Announced(islice(iterator, drop, None), vote)
-            current, ballots = batches.take()
-            for number in range(drop, 1 << 62):
-                if any(ballot != _HAS for ballot in ballots):
-                    break
-                if number == drop:
-                    place = placement(current[0], plan.device, non_blocking=plan.non_blocking)
-                    batches.announce()
-                upcoming, ballots = batches.take()
-                if all(ballot == _HAS for ballot in ballots):
-                    batches.announce()
-                batch, counts = current
-                cursor.valid, cursor.world_batch = (None, full) if counts is None else counts
-                cursor.end = all(ballot == _ENDED for ballot in ballots)
+            ends = Ends(
+                islice(iterator, drop, None),
+                chosen,
+                plan.collectives,
+                first=plan.skip,
+                carried=plan.watch_ends,
+                sizes=(stream.local_size, stream.round_size) if sized else None,
+                again=lambda times: self._again(epoch + times),
+                left=self._known_length,
+            )
+            current = ends.take()
+            self._compare_orders(tail)
+            first = None if current is None else current.batch
+            place = placement(first, plan.device, non_blocking=plan.non_blocking)
+            while current is not None:
+                upcoming = ends.take()
+                cursor.own, cursor.rows, cursor.again = current.own, current.rows, current.again
+                cursor.valid, cursor.world_batch = current.valid, current.world_batch
+                # What is followed by an error is not the end of an epoch.
+                cursor.end = upcoming is None and ends.trouble is None
                 cursor.remaining = 1 if cursor.end else None
-                cursor.hand_out()
-                yield batch if place is None else place(batch)
+                yield cursor.hand_out(current.batch if place is None else place(current.batch))
                 current = upcoming
-            if any(ballots):
-                self._report(ballots, number, current)
+            if ends.trouble is not None:
+                raise ends.trouble
+            ends.report()
             self._finish(epoch)
         finally:
             window.remove(cursor)
 
-    def _report(self, ballots: list[int], number: int, own: Any) -> NoReturn:
-        if isinstance(own, BaseException):
-            raise own
-        where = f"rank {self._plan.collectives.rank}, batch {number}"
-        failed = [rank for rank, ballot in enumerate(ballots) if ballot == _FAILED]
-        if failed:
-            raise DataError(
-                f"reading the data failed on rank {', '.join(map(str, failed))}",
-                where=where,
-                fix="see the error of that rank",
-            )
-        ended = [rank for rank, ballot in enumerate(ballots) if ballot == _ENDED]
-        raise UnevenDataError(
-            f"the data of rank {', '.join(map(str, ended))} ended before batch {number}, "
-            "that of the other ranks goes on",
-            ended=ended,
-            where=where,
-            fix="let every rank read the same stream in the same order (seed it alike); a stream that "
-            "already differs by rank must not be prepared, and needs equally many batches on each rank",
-        )
+    def _again(self, epoch: int) -> Iterator[Any]:
+        """Start this rank's data anew, as in ``epoch``, without the other ranks."""
+        plan = self._plan
+        plan.skip = 0
+        self._tell_all(epoch)
+        if plan.seeding is not None:
+            plan.seeding.begin(epoch)
+        return self._open()[0]
 
 
-class _Announced:
-    """Read batches, and tell the other ranks of each one as soon as it is here."""
-
-    def __init__(self, iterator: Iterator[Any], vote: Any) -> None:
-        self.iterator = iterator
-        self.vote = vote
-        self.announce()
-
-    def announce(self) -> None:
-        """Read one batch and start the vote on it."""
-        try:
-            self.batch = next(self.iterator, _NOTHING)
-            ballot = _ENDED if self.batch is _NOTHING else _HAS
-        except Exception as error:  # noqa: BLE001 - raised again by the loop, after the other ranks know
-            self.batch = error
-            ballot = _FAILED
-        self.answers = self.vote(ballot)
-
-    def take(self) -> tuple[Any, list[int]]:
-        """Return the batch and every rank's word on it."""
-        return self.batch, self.answers()
-
-
-__all__ = ["DataLoaderShard", "LoaderCursor"]
+__all__ = ["DataLoaderShard"]

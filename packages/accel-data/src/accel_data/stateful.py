@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from accel_core.errors import DataError, NotInstalledError
+from accel_core.errors import DataError, NotInstalledError, PrepareError
 
 from .batches import Tail
+from .ending import policy
+from .plan import LoaderPlan
 from .samplers import SeedableRandomSampler
 from .shard import DataLoaderShard
 
@@ -56,6 +58,15 @@ class StatefulDataLoaderShard(DataLoaderShard):
     _done = 0
     """Batches of the coming iteration that were handed out before the state was saved."""
     _generator_state: torch.Tensor | None = None
+
+    def _adopt(self, plan: LoaderPlan) -> None:
+        super()._adopt(plan)
+        if policy(self) == "cycle":
+            raise PrepareError(
+                "the position of a rank that has begun its data again cannot be saved",
+                where="prepare_data_loader(use_stateful_dataloader=True, uneven='cycle')",
+                fix="use uneven='pad_masked' or 'stop_all', or a loader that keeps no state",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: epoch, batches handed out in it, and what it takes to go on from there."""
@@ -144,7 +155,8 @@ class StatefulDataLoaderShard(DataLoaderShard):
             handed += 1
             self._done = 0
             self._handed = handed
-            self._latest = self._states.popleft()
+            # A batch that is repeated for want of data moves nothing on.
+            self._latest = self._states.popleft() if self._states else self._latest
             self._ended = not self._states
             yield batch
         self._done = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, cycle, islice
 from typing import Any
 
@@ -63,6 +63,8 @@ class IterableDatasetShard(IterableDataset[Any]):
         self.epoch = 0
         self.marks = False
         """Wrap the samples of a completed round in :class:`Marked`, for :class:`CarryValidity`."""
+        self.look: Callable[[list[Any]], None] | None = None
+        """Sees the first round of each iteration, of all ranks."""
         self.measure: Callable[[Any], int] | None = None
         """How many samples one item holds, where the dataset yields whole batches; None: one."""
 
@@ -114,14 +116,16 @@ class IterableDatasetShard(IterableDataset[Any]):
         number = 0
         while block := list(islice(stream, stride)):
             first = first or block
+            if number == 0 and self.look is not None:
+                self.look(block)
             counts = None
             if len(block) < stride:
                 if self.drop_last:
                     return
                 if self.even_batches and self.num_processes > 1:
-                    valid = self._count(block)
+                    valid, real = self._count(block), block[mine]
                     block.extend(islice(cycle(list(first)), stride - len(block)))
-                    counts = valid, self._count(block)
+                    counts = valid, self._count(block), self._count(real)
             if number % share == turn and block[mine]:
                 yield block[mine], counts
             number += 1
@@ -130,8 +134,8 @@ class IterableDatasetShard(IterableDataset[Any]):
         return len(block) if self.measure is None else sum(map(self.measure, block))
 
 
-Counts = tuple[int, int]
-"""The real samples of a round over all ranks, and all of them, padding included."""
+Counts = tuple[int, int, int]
+"""The real samples of a round over all ranks, all with padding, and the real ones of this rank."""
 
 
 class Marked:
@@ -160,9 +164,16 @@ class CarryValidity:
 
 
 def count_rows(item: Any) -> int:
-    """Return the first dimension of the first tensor in ``item``; 1 when there is none."""
+    """Return the samples of a batch: the first dimension of its first tensor, or the length of its list.
+
+    1 when it has neither.
+    """
     tensor = first_leaf(item, lambda leaf: isinstance(leaf, torch.Tensor) and leaf.dim() > 0)
-    return 1 if tensor is None else int(tensor.shape[0])
+    if tensor is not None:
+        return int(tensor.shape[0])
+    if isinstance(item, Mapping):
+        item = next(iter(item.values()), None)
+    return len(item) if isinstance(item, (list, tuple)) else 1
 
 
 def _open_stream(dataset: Any) -> tuple[Iterator[Any], int, int]:
