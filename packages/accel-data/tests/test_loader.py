@@ -690,11 +690,13 @@ class TestRefusals:
         sampler = DistributedSampler(Numbers(8), num_replicas=2, rank=0)
         loader = DataLoader(Numbers(8), sampler=sampler)
         with pytest.raises(AlreadyShardedError, match=r"DistributedSampler already gives.*1/2 of the data"):
-            prepare_data_loader(loader, num_processes=2, process_index=0)
+            prepare_data_loader(loader, num_processes=2, process_index=0, sharding="global")
         hidden = DataLoader(Numbers(8), batch_sampler=BatchSampler(sampler, 2, False))
-        with pytest.raises(AlreadyShardedError):
+        with pytest.raises(PrepareError, match="dispatch_batches=True needs the whole data"):
             prepare_data_loader(hidden, num_processes=2, process_index=0, dispatch_batches=True)
-        assert len(lists(prepare_data_loader(loader))) == 4, "one process has nothing to shard"
+        with pytest.raises(PrepareError, match=r"made for rank 0 of 2, but this is rank 0 of 1"):
+            prepare_data_loader(loader)
+        assert len(lists(prepare_data_loader(loader, num_processes=2, process_index=0))) == 4
 
     @pytest.mark.parametrize("own", [True, False])
     def test_own_shards_and_samplers_that_know_ranks(self, own):
@@ -705,7 +707,7 @@ class TestRefusals:
         else:
             loader = DataLoader(IterableDatasetShard(Stream(8), 2, False, 2, 0))
         with pytest.raises(AlreadyShardedError, match="already gives each rank its own part"):
-            prepare_data_loader(loader, num_processes=2, process_index=0)
+            prepare_data_loader(loader, num_processes=2, process_index=0, sharding="global")
 
     def test_a_prepared_loader(self):
         with pytest.raises(AlreadyShardedError, match="prepared already"):

@@ -207,6 +207,7 @@ class PreparedLoader(DataLoader[Any]):
         the first hundred batches must not always see the same ones.
         """
         plan, counter = self._plan, self._plan.epoch
+        plan.window.start_loop()
         if counter.running:
             plan.skip = 0
             counter.go(counter.value + 1)

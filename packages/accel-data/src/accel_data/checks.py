@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from accel_core.errors import AlreadyShardedError, PrepareError
 
 from .base import PreparedLoader
-from .batches import BatchSamplerShard
-from .samplers import samplers_of
-from .stream import IterableDatasetShard
 
 
-def check_loader(loader: Any, num_processes: int) -> None:
-    """Refuse what is no torch loader, what was prepared before, and what is sharded already."""
+def check_loader(loader: Any) -> None:
+    """Refuse what is no torch loader, and what was prepared before."""
     if isinstance(loader, PreparedLoader):
         raise AlreadyShardedError(
             "this loader has been prepared already",
@@ -28,28 +25,6 @@ def check_loader(loader: Any, num_processes: int) -> None:
             where="prepare_data_loader",
             fix="wrap the data in a DataLoader, or leave it out of prepare",
         )
-    if num_processes == 1:
-        return
-    for sampler in samplers_of(loader):
-        ours = isinstance(sampler, BatchSamplerShard)
-        if isinstance(sampler, DistributedSampler) or ours or _has_ranks(sampler):
-            raise AlreadyShardedError(
-                f"its {type(sampler).__name__} already gives each rank its own part; sharding it again "
-                f"would leave out all but 1/{num_processes} of the data",
-                where="prepare_data_loader",
-                fix="build the loader with shuffle=True or a plain sampler and let prepare shard it, or do "
-                "not prepare this loader and move its batches to the device yourself",
-            )
-    if isinstance(loader.dataset, IterableDatasetShard):
-        raise AlreadyShardedError(
-            "its dataset is an IterableDatasetShard, which already gives each rank its own part",
-            where="prepare_data_loader",
-            fix="build the loader on the dataset itself and let prepare shard it",
-        )
-
-
-def _has_ranks(sampler: Any) -> bool:
-    return hasattr(sampler, "num_replicas") and hasattr(sampler, "rank")
 
 
 def check_in_order(loader: DataLoader[Any], *, pads: bool) -> None:
@@ -61,6 +36,19 @@ def check_in_order(loader: DataLoader[Any], *, pads: bool) -> None:
             where="prepare_data_loader(even_batches=True)",
             fix="use in_order=True, drop_last=True or even_batches=False",
         )
+
+
+def check_kept(*, dispatch_batches: bool | None, split_batches: bool) -> None:
+    """Refuse what cannot be asked of a loader that already reads one rank's part."""
+    if not dispatch_batches and not split_batches:
+        return
+    word = "dispatch_batches" if dispatch_batches else "split_batches"
+    why = "rank 0 would send out its own part only" if dispatch_batches else "its batches are one rank's"
+    raise PrepareError(
+        f"{word}=True needs the whole data, but each rank's loader reads its own part already: {why}",
+        where="prepare_data_loader",
+        fix=f"use {word}=False, or give every rank the whole data and let accel divide it",
+    )
 
 
 def check_iteration(loader: DataLoader[Any]) -> None:
@@ -110,4 +98,4 @@ def mesh_place(mesh: Any) -> tuple[int, int]:
     return ranks, rank
 
 
-__all__ = ["check_in_order", "check_iteration", "check_loader", "mesh_place"]
+__all__ = ["check_in_order", "check_iteration", "check_kept", "check_loader", "mesh_place"]

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from accel_core.errors import DataError, PrepareError
+from accel_core.errors import AlreadyShardedError, PrepareError
 from accel_core.protocols.collectives import Collectives, LonelyCollectives
 from accel_core.window import GradientWindow
 
+from . import contract, hf
+from .audit import make_audit
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
-from .checks import check_in_order, check_iteration, check_loader, mesh_place
+from .checks import check_in_order, check_iteration, check_kept, check_loader, mesh_place
 from .ending import check_policy
 from .order import fresh_seed
 from .plan import LoaderPlan, Seeding, Synchronize, check_rng_types
@@ -32,6 +34,7 @@ class _Cut:
     process_index: int
     split_batches: bool
     even_batches: bool
+    dispatch_batches: bool
 
 
 def prepare_data_loader(
@@ -51,6 +54,8 @@ def prepare_data_loader(
     use_stateful_dataloader: bool = False,
     torch_device_mesh: Any = None,
     *,
+    sharding: str = "auto",
+    audit: str = "first_batches",
     uneven: str | None = None,
     collectives: Collectives | None = None,
     window: GradientWindow | None = None,
@@ -68,6 +73,11 @@ def prepare_data_loader(
     ``use_seedable_sampler=True`` takes only its seed. Other samplers are walked and never replaced; one
     with a ``generator`` attribute of None is given a seeded generator.
 
+    ``sharding``: ``"global"``: every rank holds the same whole data, which is divided here; ``"sharded"``:
+    each rank's loader reads its own part already, and is kept; ``"auto"``: what `accel_data.contract`
+    recognises as sharded is kept, everything else is global. ``audit``: how long ranks compare what they
+    read, ``"first_batches"``, ``"epoch"`` or ``"off"``.
+
     ``uneven``: what happens where ranks run out of data at different steps. ``stop_all``: all stop when the
     first one ends. ``pad_masked``: those that have ended repeat their last batch with no sample counted.
     ``cycle``: they begin again, with the next epoch, until all have ended once. ``independent``: each goes
@@ -75,18 +85,23 @@ def prepare_data_loader(
     for streams otherwise; nothing for map-style data, where ``even_batches=False`` asks for unequal numbers.
 
     Raises:
-        AlreadyShardedError: the loader was prepared before, or gives each rank its own part already.
-        PrepareError: the loader cannot be divided like this; the text says why.
-        UnknownNameError: an entry of ``rng_types`` that is no random generator.
-        DataError: the dataset has another length on another rank.
+        AlreadyShardedError: the loader was prepared before, or is sharded already and ``"global"`` was said.
+        PrepareError: the loader cannot be divided like this, or was divided for other ranks; the text says
+            why.
+        UnknownNameError: ``sharding``, ``audit``, ``uneven`` or an entry of ``rng_types`` is no such thing.
+        DataError: the data sets or samplers of the ranks do not belong together.
+        AuditError: a sampler repeats samples at its end; while iterating, what the audit finds.
         NotInstalledError: ``use_stateful_dataloader=True`` without torchdata.
     """
     group = collectives or LonelyCollectives()
     if torch_device_mesh is not None and num_processes is None:
         num_processes, process_index = mesh_place(torch_device_mesh)
     world = group.world_size if num_processes is None else num_processes
-    cut = _Cut(world, group.rank if process_index is None else process_index, split_batches, even_batches)
-    check_loader(dataloader, world)
+    rank = group.rank if process_index is None else process_index
+    cut = _Cut(world, rank, split_batches, even_batches, bool(dispatch_batches))
+    check_loader(dataloader)
+    kept = _agree(dataloader, group, cut, sharding)
+    files = {} if kept else _deal_files(dataloader, cut)
     plan = LoaderPlan(
         device=torch.device(device) if put_on_device and device is not None else None,
         non_blocking=non_blocking,
@@ -96,8 +111,13 @@ def prepare_data_loader(
         synchronize=synchronize,
         uneven=check_policy(uneven),
         even_batches=even_batches,
+        kept=kept or bool(files),
     )
-    replaced = _fix_order(dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed)
+    if not dispatch_batches:
+        plan.audit = make_audit(audit, dataloader, group, world, kept=plan.kept, even=even_batches)
+    replaced = files | _fix_order(
+        dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed
+    )
     stateful = use_stateful_dataloader or keeps_state(dataloader)
     if dispatch_batches:
         return _dispatched(dataloader, plan, cut, replaced, slice_fn_for_dispatch, stateful=stateful)
@@ -139,9 +159,10 @@ def _sharded(
     """Return the loader that reads this rank's part."""
     if isinstance(loader.dataset, IterableDataset):
         replaced |= _shard_stream(loader, plan, cut)
-    else:
+    elif not plan.kept:
         replaced |= _shard_batches(loader, cut, replaced)
-        _compare_lengths(plan.collectives, loader.dataset)
+    if plan.audit is not None:
+        replaced |= plan.audit.install(loader, replaced)
     if stateful:
         from .stateful import StatefulDataLoaderShard, stateful_base
 
@@ -223,27 +244,44 @@ def _shard_batches(loader: DataLoader[Any], cut: _Cut, replaced: dict[str, Any])
     return {name: shard}
 
 
-def _compare_lengths(group: Collectives, dataset: Any) -> None:
-    """Make sure that all ranks hold the same data, as far as its length tells."""
-    if group.world_size == 1:
-        return
-    try:
-        length = len(dataset)
-    except (TypeError, NotImplementedError):
-        length = None
-    lengths = group.all_gather_object(length)
-    if len(set(lengths)) > 1:
-        raise DataError(
-            f"the dataset has {', '.join(map(str, lengths))} samples on ranks 0 to {group.world_size - 1}",
-            where=f"rank {group.rank}, prepare_data_loader",
-            fix="give every rank the whole dataset and let prepare shard it; do not prepare a loader whose "
-            "dataset is one rank's part already",
-        )
+def _agree(loader: DataLoader[Any], group: Collectives, cut: _Cut, sharding: str) -> bool:
+    """Return whether ``loader`` is kept as it is; make sure that all ranks bring what belongs together."""
+    kept = contract.is_sharded(loader, sharding, cut.num_processes, cut.process_index)
+    if group.world_size > 1 and not cut.dispatch_batches:
+        facts = contract.gather_facts(group, contract.facts_of(loader))
+        if not kept and contract.own_parts(facts, group.rank):
+            if sharding == "global":
+                raise AlreadyShardedError(
+                    "the data set of datasets holds another part on each rank; sharding it again would leave "
+                    f"out all but 1/{cut.num_processes} of the data",
+                    where="prepare_data_loader(sharding='global')",
+                    fix="use sharding='auto' to keep it as it is, or prepare the data set before .shard(...)",
+                )
+            kept = True
+        indexed = not isinstance(loader.dataset, IterableDataset)
+        contract.check_alike(facts, group.rank, kept=kept, indexed=indexed)
+    kept = kept and cut.num_processes > 1
+    if kept:
+        check_kept(dispatch_batches=cut.dispatch_batches, split_batches=cut.split_batches)
+    return kept
+
+
+def _deal_files(loader: DataLoader[Any], cut: _Cut) -> dict[str, Any]:
+    """Return the attributes that give this rank whole files of a stream of ``datasets``; none: not possible.
+
+    So nothing is read by more than one rank. Only where files can be dealt out evenly and ends agree.
+    """
+    if cut.num_processes == 1 or cut.dispatch_batches or cut.split_batches or not cut.even_batches:
+        return {}
+    if not isinstance(loader.dataset, IterableDataset) or not hf.is_hf(loader.dataset):
+        return {}
+    own = hf.split_by_node(loader.dataset, cut.num_processes, cut.process_index)
+    return {} if own is None else {"dataset": own}
 
 
 def _shard_stream(loader: DataLoader[Any], plan: LoaderPlan, cut: _Cut) -> dict[str, Any]:
     """Return the attributes that make a loader of a stream read one rank's part."""
-    if cut.num_processes == 1:
+    if cut.num_processes == 1 or plan.kept:
         return {}
     check_in_order(loader, pads=cut.even_batches and not loader.drop_last)
     whole = loader.batch_size is None

@@ -20,7 +20,6 @@ METHODS = frozenset(
         "save",
         "save_model",
         "save_state",
-        "skip_first_batches",
         "verify_device_map",
     }
 )

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from accel_core.errors import PrepareError
 from accel_core.logging import get_logger
-from accel_data import prepare_data_loader
+from accel_data import prepare_data_loader, skip_first_batches
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 from accel_parallel.advance import mover
 from accel_state import random
@@ -285,8 +285,14 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         data_loader: DataLoader[Any],
         device_placement: bool | None = None,
         slice_fn_for_dispatch: Any = None,
+        *,
+        sharding: str | None = None,
     ) -> DataLoader[Any]:
-        """Return ``data_loader`` giving this rank its own share of the data, on its device."""
+        """Return ``data_loader`` giving this rank its own share of the data, on its device.
+
+        ``sharding``: ``"global"``, ``"sharded"`` or ``"auto"`` for this loader; None: as in
+        ``DataLoaderConfiguration``.
+        """
         known = self._registry.made_of(data_loader)
         if isinstance(known, DataLoader):
             return known
@@ -307,6 +313,8 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
             data_seed=config.data_seed,
             non_blocking=config.non_blocking,
             use_stateful_dataloader=config.use_stateful_dataloader,
+            sharding=config.sharding if sharding is None else sharding,
+            audit=config.audit,
             uneven=config.uneven,
             collectives=batches,
             window=self._window,
@@ -315,3 +323,10 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         self._registry.loaders.append(prepared)
         self._registry.remember(data_loader, prepared)
         return prepared
+
+    def skip_first_batches(self, dataloader: DataLoader[Any], num_batches: int = 0) -> DataLoader[Any]:
+        """Return a loader like ``dataloader`` whose first iteration starts after ``num_batches`` batches.
+
+        Raises PrepareError for a negative number, and for something that is no torch loader.
+        """
+        return skip_first_batches(dataloader, num_batches)
