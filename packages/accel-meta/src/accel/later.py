@@ -13,7 +13,6 @@ METHODS = frozenset(
         "load_state",
         "log",
         "maybe_context_parallel",
-        "profile",
         "register_for_checkpointing",
         "register_load_state_pre_hook",
         "register_save_state_pre_hook",

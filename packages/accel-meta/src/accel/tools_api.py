@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from accel_core.errors import CollectiveError
+from accel_core.config import ProfileKwargs
+from accel_core.errors import CollectiveError, ConfigError, Fault
+from accel_state.profiling import profiled
 
 from .triggers import anywhere
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+
     from accel_state import ProcessState
+
+    from .resolve import Settings
 
 
 class ToolsAPI:
     """Agree on a signal between ranks, and measure where time goes."""
 
     _process: ProcessState
+    _settings: Settings
     _trigger = False
 
     # -- triggers --------------------------------------------------------------------------------
@@ -50,3 +59,26 @@ class ToolsAPI:
     def check_breakpoint(self) -> bool:
         """Do what `check_trigger` does, under the name that the documents use once."""
         return self.check_trigger()
+
+    # -- where time goes -------------------------------------------------------------------------
+
+    def profile(
+        self, profile_handler: ProfileKwargs | None = None
+    ) -> AbstractContextManager[torch.profiler.profile]:
+        """Return a context that records what its body does with torch's profiler, and gives that profiler.
+
+        ``profile_handler``: what is recorded and where it is written, by default the one that the
+        Accelerator was given, or else torch's own choice. Each rank that enters it records itself, and
+        writes to ``output_trace_dir``, if that is set, the Chrome trace ``profile_<rank>.json``.
+
+        Raises CapabilityError for activities that cannot be recorded here, StateError in another profiler.
+
+        >>> with accelerator.profile() as profiler:
+        ...     train()
+        >>> print(profiler.key_averages().table(sort_by="cpu_time_total", row_limit=10))
+        """
+        handler = profile_handler or self._settings.handlers.get("profile") or ProfileKwargs()
+        if not isinstance(handler, ProfileKwargs):
+            fault = Fault("profile_handler", handler, "must be a ProfileKwargs or None")
+            raise ConfigError("profile", [fault])
+        return profiled(handler, self._process.topology.rank)

@@ -60,7 +60,9 @@ class ProfileKwargs(KwargsHandler):
             return
         for position, name in enumerate(names):
             if name not in _ACTIVITIES:
-                fix = guess(str(name).lower(), _ACTIVITIES)
+                # Of the names, "gpu" is most like "xpu".
+                word = "cuda" if name == "gpu" else str(name).lower()
+                fix = guess(word, _ACTIVITIES)
                 yield Fault(f"activities[{position}]", name, f"must be one of {', '.join(_ACTIVITIES)}", fix)
 
     @staticmethod
