@@ -467,7 +467,7 @@ def test_two_optimizers_of_a_window_have_one_scale(overflows: bool, pool: Any) -
                         model.weight.grad[0, 0] = torch.inf
                     optimizer.step()
                     optimizer.zero_grad()
-        shifts = [float((start - model.weight).mean()) for start, model in zip(starts, models, strict=True)]
+        shifts = [float((start - model.weight.detach()).mean()) for start, model in zip(starts, models, strict=True)]
         return shifts, [each.step_was_skipped for each in optimizers], accelerator.scaler.get_scale()
 
     shifts, skipped, scale = pool.run(1, moved, overflows)[0]
