@@ -169,10 +169,37 @@ def exactness(library: str) -> dict[str, Row]:
     return {"gradient of a short last window, off by": {"prepared": off if off > 1e-9 else 0.0}}
 
 
+def moving(library: str) -> dict[str, Row]:
+    """A nested batch of 12 tensors that are on the device already."""
+    module = importlib.import_module("accel.utils" if library == "accel" else "accelerate.utils")
+
+    def tensor() -> torch.Tensor:
+        return torch.zeros(2)
+
+    batch = {
+        "ids": tensor(),
+        "pairs": [tensor(), tensor(), (tensor(), tensor())],
+        "inner": {"mask": tensor(), "spans": [tensor(), tensor()]},
+        "targets": (tensor(), {"boxes": tensor(), "labels": tensor()}),
+        "weight": tensor(),
+    }
+    device = torch.device("cpu")
+
+    def send() -> float:
+        start = time.perf_counter()
+        for _ in range(1000):
+            module.send_to_device(batch, device)
+        return (time.perf_counter() - start) * 1e3
+
+    send()
+    return {"send_to_device, 12 tensors in place": {"prepared": statistics.median(send() for _ in range(31))}}
+
+
 CASES: dict[str, Callable[[str], dict[str, Row]]] = {
     "step": step,
     "loader": loader,
     "sampler": sampler,
+    "moving": moving,
     "exactness": exactness,
 }
 
