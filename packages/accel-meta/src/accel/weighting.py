@@ -97,6 +97,13 @@ class Weighting:
         if reduction not in {"sum", "mean"}:
             raise UnknownNameError("reduction", str(reduction), ("mean", "sum"))
         window = self._window
+        if window.alone or window.uneven:
+            raise StateError(
+                "backward(weight=...) needs ranks that step together, and these do not",
+                where="inside of LocalSGD" if window.alone else "inside of join_uneven_inputs",
+                fix="leave weight out and give the mean of the loss, or let all ranks have equally many"
+                " batches (even_batches=True)",
+            )
         if window.position and not window.inside:
             raise StateError(
                 "backward(weight=...) was called outside of accumulate() while a window is open",
@@ -146,6 +153,8 @@ class Weighting:
 
     def _exchange(self, value: float) -> list[_Brought]:
         """Return what each rank brought, the own ``value`` among it."""
+        if self._batches.world_size == 1:
+            return [_Brought(value, self._kind)]
         try:
             brought = [_decode(each) for each in self._batches.vote(_encode(value, self._kind))()]
         except CollectiveError as error:
@@ -200,6 +209,8 @@ class Weighting:
 
 def _number(weight: Any) -> tuple[float, int]:
     """Return ``weight`` as a number, and the index of its kind. A tensor on a device is waited for."""
+    if type(weight) is int and weight >= 0:  # by far the most frequent
+        return float(weight), 0
     if isinstance(weight, torch.Tensor):
         if weight.numel() != 1:
             raise TypeError(
