@@ -34,6 +34,7 @@ class GradientWindow:
         "_cursors",
         "_filled",
         "adjust_scheduler",
+        "alone",
         "at_end",
         "backwards",
         "closed",
@@ -42,10 +43,12 @@ class GradientWindow:
         "models",
         "num_steps",
         "position",
+        "sealed",
         "sync_each_batch",
         "sync_gradients",
         "sync_with_dataloader",
         "tally",
+        "uneven",
         "unsettled",
         "weighings",
         "weight",
@@ -90,6 +93,12 @@ class GradientWindow:
         """How many windows were given weights so far."""
         self.closed: Closed | None = None
         """The loop that ended last, when the batch in its body's hand had padding."""
+        self.alone = False
+        """Each rank steps by its own gradients: a window is not shared."""
+        self.uneven = False
+        """Ranks may have different numbers of batches: what one knows ahead does not hold for the others."""
+        self.sealed = False
+        """Ranks stand at different steps: none may begin what all must take part in."""
         self._cursors: list[LoaderCursor] = []
 
     # -- moved on by accumulate() ------------------------------------------------------------
@@ -98,7 +107,8 @@ class GradientWindow:
         """Enter the next micro-batch; return whether it closes the window."""
         cursors = self._cursors
         cursor = cursors[-1] if cursors and self.sync_with_dataloader else None
-        if self.position == 0 and cursor is not None and cursor.remaining is not None:
+        ahead = self.position == 0 and cursor is not None and not self.uneven
+        if ahead and cursor is not None and cursor.remaining is not None:
             self.divisor = max(1, min(self.num_steps, cursor.remaining))
         self.position += 1
         self._filled = False
@@ -179,6 +189,16 @@ class GradientWindow:
             self.divisor = num_steps
 
     # -- moved on by prepared loaders --------------------------------------------------------
+
+    def start_loop(self) -> None:
+        """Raise StateError where a loop would begin on some ranks while others are in the one before."""
+        if self.sealed:
+            raise StateError(
+                "A loop over a prepared loader began inside of join_uneven_inputs after training had: ranks"
+                " begin loops together, and some may still be in the one before",
+                where="with accelerator.join_uneven_inputs(...)",
+                fix="enter join_uneven_inputs for each epoch anew, and evaluate outside of it",
+            )
 
     def push(self, cursor: LoaderCursor) -> None:
         """Make ``cursor`` the running loader; the one before it continues when it is removed."""

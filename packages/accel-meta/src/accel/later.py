@@ -9,7 +9,6 @@ METHODS = frozenset(
         "get_state_dict",
         "get_tracker",
         "init_trackers",
-        "join_uneven_inputs",
         "load_state",
         "log",
         "maybe_context_parallel",

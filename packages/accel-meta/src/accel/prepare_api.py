@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from accel_core.errors import PrepareError
 from accel_core.logging import get_logger
+from accel_core.protocols import GuardsSteps
 from accel_data import prepare_data_loader, skip_first_batches
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 from accel_parallel.advance import mover
@@ -206,6 +207,9 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         prepared = AcceleratedOptimizer(
             inner, device_placement=place, scaler=self.scaler, window=self._window
         )
+        strategy = self._strategy
+        if isinstance(strategy, GuardsSteps):
+            inner.register_step_pre_hook(lambda optimizer, *_: strategy.before_step(optimizer))
         if not self._registry.models:
             check_when_stepped(prepared, self._registry)
         self._registry.optimizers.append(prepared)

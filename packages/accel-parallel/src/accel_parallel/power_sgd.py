@@ -30,7 +30,7 @@ def new_state(group: dist.ProcessGroup | None, options: dict[str, Any]) -> Any:
     rank = options.get("matrix_approximation_rank", 1)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"matrix_approximation_rank={rank!r}: must be a whole number of at least 1")
-    return upstream.PowerSGDState(process_group=group, **options)  # type: ignore[no-untyped-call]
+    return upstream.PowerSGDState(process_group=group, **options)
 
 
 def in_order(hook: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -42,7 +42,7 @@ def in_order(hook: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     gone. Accelerators queue what is started in one order, and go on without waiting.
     """
 
-    def run(state: Any, bucket: dist.GradBucket) -> Any:
+    def run(state: Any, bucket: Any) -> Any:
         sent = hook(state, bucket)
         if bucket.buffer().is_cpu:
             sent.wait()

@@ -82,7 +82,8 @@ class DistributedDataParallelKwargs(KwargsHandler):
         )
         yield from checks.one_of(self, "comm_hook", DDPCommunicationHookType)
         yield from checks.one_of(self, "comm_wrapper", _WRAPPERS)
-        if isinstance(self.comm_state_option, dict):
+        options: object = self.comm_state_option
+        if isinstance(options, dict):
             yield from checks.keys(self, "comm_state_option", _HOOK_STATE, optional=False)
         else:
             yield from checks.instance(self, "comm_state_option", dict, optional=False)

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
+    from .abilities import GuardsSteps as GuardsSteps
+    from .abilities import JoinsUneven as JoinsUneven
+    from .abilities import SyncsLate as SyncsLate
+    from .abilities import TrainsAlone as TrainsAlone
     from .collectives import Collectives as Collectives
     from .collectives import LonelyCollectives as LonelyCollectives
     from .collectives import ReduceOp as ReduceOp
@@ -40,6 +44,8 @@ _NAMES = {
     "DeviceMemory": ".device",
     "DeviceRNG": ".device",
     "GradientOps": ".strategy",
+    "GuardsSteps": ".abilities",
+    "JoinsUneven": ".abilities",
     "LaunchSpec": ".command",
     "Launcher": ".command",
     "LoadReport": ".state",
@@ -56,7 +62,9 @@ _NAMES = {
     "StrategyBase": ".strategy",
     "StrategyContext": ".strategy",
     "Support": ".device",
+    "SyncsLate": ".abilities",
     "Tracker": ".tracker",
+    "TrainsAlone": ".abilities",
     "Unit": ".strategy",
     "UnitState": ".state",
 }

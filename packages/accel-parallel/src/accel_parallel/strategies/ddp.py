@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from accel_core.enums import DDPCommunicationHookType
 from accel_core.errors import CapabilityError, PrepareError, StateError
 from accel_core.protocols import StrategyBase, StrategyContext, Unit
+from accel_parallel import join, local_sgd
 from accel_parallel.compiling import compile_model
 from accel_parallel.container import SharedModel
 from accel_parallel.gradients import TorchGradients
@@ -226,6 +227,51 @@ class DataParallel(StrategyBase):
         finally:
             watch.late = False
             model.require_backward_grad_sync = before
+
+    def join(
+        self, joinables: Sequence[Any], *, divide_by_initial_world_size: bool = False
+    ) -> AbstractContextManager[list[int]]:
+        """Return the context in which ranks may run unequally many steps of one model.
+
+        Gradients are the mean over the ranks that have data in that step, or with
+        ``divide_by_initial_world_size`` their sum divided by the number of all ranks. In the end all have the
+        model of a rank that had the most steps; those are in the list that the context gives.
+
+        Raises CapabilityError or PrepareError for what cannot be joined.
+        """
+        container = join.container_of(joinables)
+        join.check_container(container, has_hook=container in self._hooks)
+        return join.joined(
+            joinables,
+            self.batches,
+            self._watches.get(container),
+            divide_by_initial_world_size=divide_by_initial_world_size,
+        )
+
+    @contextmanager
+    def alone(self, model: nn.Module) -> Iterator[None]:
+        """Leave gradients of ``model`` and the steps that they make to this rank.
+
+        Raises CapabilityError for a static graph: its first backward must be synchronised.
+        """
+        watch = self._watches.get(model)
+        if watch is None or not isinstance(model, DistributedDataParallel):
+            yield
+            return
+        if model.static_graph:
+            raise CapabilityError(
+                "A model with static_graph=True cannot be trained without synchronisation",
+                where=f"unit {watch.name!r}",
+                fix="leave static_graph out of DistributedDataParallelKwargs",
+            )
+        with model.no_sync():
+            yield
+        # What they made of the parameters is averaged now; nothing is left to be averaged.
+        watch.local = watch.owed = False
+
+    def average_(self, model: nn.Module) -> None:
+        """Make what is trained of ``model``, and its buffers, the mean over the ranks. Collective."""
+        local_sgd.average_(model, self.batches)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return the container's context in which gradients stay local; an empty one for other models.
