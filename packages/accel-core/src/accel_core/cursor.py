@@ -118,7 +118,10 @@ def _references(batch: Any) -> list[ref[Any]]:
 
 def _is_of(leaf: object, items: list[Any]) -> bool:
     base = getattr(leaf, "_base", None)
-    return any(leaf is item or (base is not None and base is item) for item in items)
+    # Without a shape it is a plain value, and equal ones may be one object.
+    return hasattr(leaf, "shape") and any(
+        leaf is item or (base is not None and base is item) for item in items
+    )
 
 
 class Closed(NamedTuple):

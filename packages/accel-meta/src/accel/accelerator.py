@@ -21,6 +21,8 @@ from accel_core.config import (
 from accel_parallel import AcceleratedOptimizer, extract_model
 from accel_parallel.inspection import bare
 from accel_state import AcceleratorState, GradientState, operations
+from accel_state.memory.holders import hold
+from accel_state.memory.release import clear_device_cache
 from accel_state.process import start as process_state
 
 from . import arguments, metrics, resolve
@@ -114,6 +116,7 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         self.step_scheduler_with_optimizer = step_scheduler_with_optimizer
         self._start(cpu, strategy)
         self._registry = Registry()
+        hold(self, self._registry.models)
         self._weighting = Weighting(self._window, self._strategy.batches)
 
     def _start(self, cpu: bool, strategy: str | None) -> None:
@@ -256,16 +259,19 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         gathered: T = operations.gather(tensor)
         return gathered
 
-    def gather_for_metrics(self, input_data: Any, use_gather_object: bool = False) -> Any:
+    def gather_for_metrics(
+        self, input_data: Any, use_gather_object: bool = False, *, loader: Any = None
+    ) -> Any:
         """Gather values of the batch in hand and remove those of samples that were only padding. Collective.
 
-        Tensors have one row, or a fixed number of rows, per sample. Anything else is gathered as
-        objects: a list with one item per sample. Raises DataError when padding cannot be told apart.
+        Tensors have one row, or a fixed number of rows, per sample; ranks may have unequal numbers. Anything
+        else is gathered as objects: a list with one item per sample. ``loader``: the prepared loader whose
+        batch they are of, where several run side by side. Raises DataError, on every rank, when padding
+        cannot be told apart, and UnevenDataError when a rank has no batch in this step.
         """
-        cursor = self._window.active
-        if use_gather_object or not metrics.all_tensors(input_data):
-            return metrics.trim_objects(operations.gather_object(input_data), cursor)
-        return metrics.trim(operations.gather(input_data), cursor)
+        objects = use_gather_object or not metrics.all_tensors(input_data)
+        group = self._strategy.batches
+        return metrics.gather(input_data, self._window, group, objects=objects, loader=loader)
 
     def reduce(self, tensor: T, reduction: str = "sum", scale: float = 1.0) -> T:
         """Return the nested tensors reduced by ``sum``, ``mean`` or ``none``, then scaled. Collective."""
@@ -301,11 +307,11 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
 
         >>> model, optimizer = accelerator.free_memory(model, optimizer)
         """
-        released = [None] * len(objects)
+        released: list[Any] = [None] * len(objects)
         del objects
         self._registry.clear()
         self._window.restart()
-        self._process.hardware.memory.empty_cache()
+        clear_device_cache(garbage_collection=True)
         return released
 
     def clear(self, *objects: Any) -> list[Any]:

@@ -1,14 +1,35 @@
-"""Remove padding from gathered values, by what the running loader knows of the batch in hand."""
+"""Gather values for metrics: each rank leaves out what is padding, then the rest is joined, ragged or not."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from accel_core.errors import DataError
+from accel_core.cursor import LoaderCursor, calling_path, side_by_side
+from accel_core.errors import AccelError, DataError, UnevenDataError
 from accel_core.nested import leaves, map_nested
-from accel_core.window import LoaderCursor
+from accel_data.stream import count_rows
+
+if TYPE_CHECKING:
+    from accel_core.protocols import Collectives
+    from accel_core.window import GradientWindow
+
+_PER_RANK = "use gather() for values that are not one row for each sample of the batch"
+
+
+class _Header(NamedTuple):
+    """What a rank brings: the form of its values, how many rows each has, and what is wrong with them."""
+
+    form: tuple[tuple[str, str, tuple[int, ...]], ...]
+    rows: tuple[int, ...]
+    trouble: AccelError | None
+
+    def mark(self) -> int:
+        text = repr((self.form, self.rows, str(self.trouble)))
+        return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
 def all_tensors(data: Any) -> bool:
@@ -17,50 +38,282 @@ def all_tensors(data: Any) -> bool:
     return bool(found) and all(found)
 
 
-def trim(gathered: Any, cursor: LoaderCursor | None) -> Any:
-    """Return ``gathered`` (rank-major rows of one global batch) without the rows of padding samples.
+def gather(
+    data: Any, window: GradientWindow, group: Collectives, *, objects: bool, loader: Any = None
+) -> Any:
+    """Return ``data`` of all ranks without rows of padding: tensors joined by rank, or one list of objects.
 
-    A value with k rows per sample keeps k rows per real sample. Raises DataError when rows cannot be
-    told apart, because returning them untrimmed would count samples twice.
+    Raises the same kind of error on every rank: DataError where rows and samples cannot be matched, where
+    shapes differ beyond the first dimension, and where it is not known whose batch the values belong to.
+    UnevenDataError, at once and on this rank alone, where another rank has left the loop.
     """
-    counts = _padded(cursor)
-    if counts is None:
-        return gathered
-    valid, total = counts
-    for path, leaf in leaves(gathered):
-        if leaf.ndim == 0 or leaf.shape[0] % total:
-            rows = 1 if leaf.ndim == 0 else leaf.shape[0]
-            raise _cannot_tell(f"{rows} rows", counts, f"input_data{path}, shape {tuple(leaf.shape)}")
-
-    def keep(leaf: torch.Tensor) -> torch.Tensor:
-        return leaf[: valid * (leaf.shape[0] // total)]
-
-    return map_nested(keep, gathered)
-
-
-def trim_objects(gathered: list[Any], cursor: LoaderCursor | None) -> list[Any]:
-    """Return the objects of a global batch without those of padding samples, as `trim` does for tensors."""
-    counts = _padded(cursor)
-    if counts is None:
-        return gathered
-    valid, total = counts
-    if len(gathered) % total:
-        raise _cannot_tell(f"{len(gathered)} objects", counts, "input_data, gathered as objects")
-    return gathered[: valid * (len(gathered) // total)]
+    trouble: AccelError | None = None
+    cursor: LoaderCursor | None = None
+    try:
+        cursor = _cursor_of(data, window, loader)
+        _reject_absent(cursor, group)
+        keep = _keep_objects if objects else _keep_rows
+        kept = keep(data, cursor, window, named=loader is not None)
+    except UnevenDataError:
+        raise
+    except AccelError as error:
+        trouble, kept = error, data
+    return _join_objects(kept, trouble, group) if objects else _join(kept, trouble, group)
 
 
-def _padded(cursor: LoaderCursor | None) -> tuple[int, int] | None:
-    """Return the real and all samples of the batch in hand, or None when it has no padding."""
-    if cursor is None or cursor.valid is None or cursor.world_batch is None:
+# -- whose values are they -------------------------------------------------------------------------
+
+
+def _cursor_of(data: Any, window: GradientWindow, loader: Any) -> LoaderCursor | None:
+    """Return the running loop that ``data`` belongs to; None outside of loops."""
+    running = [cursor for cursor in window.cursors if cursor.number]
+    if loader is not None:
+        running = [cursor for cursor in running if cursor.owner is loader]
+        if not running:
+            raise DataError(
+                "the loader that was named has no batch in hand",
+                where="gather_for_metrics(loader=...)",
+                fix="name a prepared loader in the body of a loop over it",
+            )
+    if not running:
+        _reject_late(window)
         return None
-    return None if cursor.valid == cursor.world_batch else (cursor.valid, cursor.world_batch)
+    inner = running[-1]
+    rivals = [other for other in running[:-1] if _differ(other, inner)]
+    if rivals:
+        here = calling_path("accel")
+        rivals = [other for other in rivals if side_by_side(other, inner, here)]
+    if rivals:
+        owners = [c for c in (inner, *rivals) if any(c.holds(leaf) for _, leaf in leaves(data))]
+        if len(owners) != 1:
+            raise DataError(
+                f"{len(rivals) + 1} loaders run side by side, and their batches have padding in different"
+                " places, so the rows to leave out depend on whose values these are",
+                where="gather_for_metrics",
+                fix="name the loader that they belong to: gather_for_metrics(values, loader=that_loader)",
+            )
+        return owners[0]
+    return inner
 
 
-def _cannot_tell(got: str, counts: tuple[int, int], where: str) -> DataError:
-    valid, total = counts
+def _differ(one: LoaderCursor, other: LoaderCursor) -> bool:
+    if one.valid is None and other.valid is None and not one.ended and not other.ended:
+        return False
+    return (one.valid, one.world_batch, one.ended) != (other.valid, other.world_batch, other.ended)
+
+
+def _reject_late(window: GradientWindow) -> None:
+    closed = window.closed
+    if closed is not None:
+        raise DataError(
+            "gather_for_metrics was called outside of a loop, and the last batch of the loop that has ended had"
+            f" {closed.valid} real samples{_of(closed.world_batch)}: whether these rows are of that batch is"
+            " not known",
+            where="after the loop",
+            fix=f"call it in the body of the loop, for each batch; {_PER_RANK}",
+        )
+
+
+def _of(total: int | None) -> str:
+    return "" if total is None else f" of {total}"
+
+
+def _reject_absent(cursor: LoaderCursor | None, group: Collectives) -> None:
+    if cursor is not None and cursor.ended and group.world_size > 1:
+        ranks = ", ".join(map(str, cursor.ended))
+        raise UnevenDataError(
+            f"rank {ranks} has no batch in this step, so nobody answers there",
+            ended=cursor.ended,
+            where=f"rank {group.rank}, gather_for_metrics, batch {cursor.number}",
+            fix="use even_batches=True, or uneven='pad_masked', whose padding is left out here",
+        )
+
+
+# -- leaving out padding, on this rank -------------------------------------------------------------
+
+
+def _keep_rows(data: Any, cursor: LoaderCursor | None, window: GradientWindow, *, named: bool) -> Any:
+    """Return the tensors of ``data`` with the rows of real samples; one without dimensions becomes a row."""
+    if cursor is None:
+        return map_nested(_row, data)
+    found = list(leaves(data))
+    if _doubtful(cursor, window):
+        for path, leaf in found:
+            where = f"input_data{path}, shape {tuple(leaf.shape)}"
+            if cursor.own:
+                _count_per_sample(leaf, cursor, where)
+            _reject_others(leaf, _rows(leaf), cursor, window, where, named=named)
+    cursor.asked.update(_rows(leaf) for _, leaf in found)
+    if cursor.own is None:
+        return map_nested(_row, data)
+    return map_nested(lambda leaf: _row(leaf)[: _kept(leaf, cursor)], data)
+
+
+def _keep_objects(data: Any, cursor: LoaderCursor | None, window: GradientWindow, *, named: bool) -> Any:
+    """Return the objects of real samples: items of a list, rows of arrays; others cannot be cut."""
+    if cursor is None:
+        return data
+    listed = isinstance(data, (list, tuple))
+    if listed and _doubtful(cursor, window):
+        _reject_others(None, len(data), cursor, window, f"input_data, {len(data)} objects", named=named)
+    cursor.asked.add(len(data) if listed else 1)
+    if cursor.own is None:
+        return data
+    if not cursor.own:
+        return [] if listed else _NOTHING
+    size = _size(cursor)
+    if listed:
+        if len(data) % size:
+            raise _cannot_tell(f"{len(data)} objects", cursor, "input_data, gathered as objects")
+        return list(data)[: cursor.own * (len(data) // size)]
+    for path, leaf in leaves(data):
+        if not hasattr(leaf, "ndim"):
+            raise _cannot_tell("1 object", cursor, "input_data, gathered as objects")
+        _count_per_sample(leaf, cursor, f"input_data{path}, gathered as objects")
+    return map_nested(lambda leaf: leaf[: _kept(leaf, cursor)], data)
+
+
+_NOTHING = "accel: this rank's batch is padding"
+
+
+def _row(leaf: torch.Tensor) -> torch.Tensor:
+    return leaf if leaf.ndim else leaf[None]
+
+
+def _rows(leaf: Any) -> int:
+    return leaf.shape[0] if leaf.ndim else 1
+
+
+def _size(cursor: LoaderCursor) -> int:
+    return count_rows(cursor.batch) if cursor.rows is None else cursor.rows
+
+
+def _kept(leaf: Any, cursor: LoaderCursor) -> int:
+    # A rank whose batch is padding altogether has nothing to keep, whatever its rows mean.
+    return cursor.own * (leaf.shape[0] // _size(cursor)) if cursor.own else 0
+
+
+def _count_per_sample(leaf: Any, cursor: LoaderCursor, where: str) -> None:
+    """Refuse rows that cannot be dealt to the samples of a batch with padding."""
+    if not leaf.ndim or leaf.shape[0] % _size(cursor):
+        raise _cannot_tell(f"{_rows(leaf)} rows", cursor, where)
+
+
+def _inside(cursor: LoaderCursor, window: GradientWindow) -> bool:
+    """Tell whether a loop that ended on padding has run since this batch was handed out."""
+    closed = window.closed
+    return closed is not None and closed.outer is cursor and closed.number == cursor.number
+
+
+def _doubtful(cursor: LoaderCursor, window: GradientWindow) -> bool:
+    return cursor.valid is not None or _inside(cursor, window)
+
+
+def _reject_others(
+    leaf: Any, rows: int, cursor: LoaderCursor, window: GradientWindow, where: str, *, named: bool
+) -> None:
+    """Refuse values that are, or most likely are, not of the batch in hand."""
+    if cursor.held(leaf) and not cursor.holds(leaf):
+        raise DataError(
+            "gather_for_metrics was given values of the batch before the one in hand, which has other padding",
+            where=where,
+            fix="gather in the same iteration in which the batch is computed",
+        )
+    size = _size(cursor)
+    # Several rows a sample are fine, and so are as many as they come to be, where it is so from the start.
+    unseen = rows not in cursor.asked if _inside(cursor, window) else cursor.number > 1 and not cursor.asked
+    if unseen and not named and rows not in (size, 1):
+        raise DataError(
+            f"gather_for_metrics got {rows} rows or objects for a batch of {size} samples: if they were"
+            " collected over several batches, the padding among them is not known",
+            where=where,
+            fix="call it in every iteration, with the values of that batch; if they are all of the batch in"
+            f" hand, say of which loader: gather_for_metrics(values, loader=that_loader); {_PER_RANK}",
+        )
+
+
+def _cannot_tell(got: str, cursor: LoaderCursor, where: str) -> DataError:
+    size = _size(cursor)
     return DataError(
-        f"gather_for_metrics got {got} for a batch of {total} samples, {total - valid} of which are padding,"
-        " and cannot tell which to remove",
+        f"gather_for_metrics got {got} for a batch of {size} samples, {size - (cursor.own or 0)} of which are"
+        " padding, and cannot tell which to remove",
         where=where,
-        fix="give it one row or object per sample (or a fixed number); use gather() for values per rank",
+        fix=f"give it one row or object per sample (or a fixed number); {_PER_RANK}",
     )
+
+
+# -- joining what the ranks keep -------------------------------------------------------------------
+
+
+def _join(data: Any, trouble: AccelError | None, group: Collectives) -> Any:
+    if group.world_size == 1:
+        if trouble is not None:
+            raise trouble
+        return data
+    mine = _header(data, trouble)
+    alike = len(set(group.vote(mine.mark())())) == 1
+    if alike and trouble is None:
+        return map_nested(lambda leaf: group.all_gather(leaf).flatten(0, 1), data)
+    headers = [mine] * group.world_size if alike else group.all_gather_object(mine)
+    _reject(headers, group)
+    counts: Iterator[tuple[int, ...]] = iter(zip(*(header.rows for header in headers), strict=True))
+    return map_nested(lambda leaf: _join_ragged(leaf, next(counts), group), data)
+
+
+def _header(data: Any, trouble: AccelError | None) -> _Header:
+    found = list(leaves(data))
+    form = tuple((path, str(leaf.dtype), tuple(leaf.shape[1:])) for path, leaf in found)
+    return _Header(form, tuple(_rows(leaf) for _, leaf in found), trouble)
+
+
+def _join_ragged(leaf: torch.Tensor, counts: tuple[int, ...], group: Collectives) -> torch.Tensor:
+    """Return the rows of all ranks, of which there may be unequal numbers."""
+    most = max(counts)
+    if leaf.shape[0] < most:
+        leaf = torch.cat([leaf, leaf.new_zeros((most - leaf.shape[0], *leaf.shape[1:]))])
+    stacked = group.all_gather(leaf)
+    return torch.cat([part[:count] for part, count in zip(stacked, counts, strict=True)])
+
+
+def _reject(headers: list[_Header], group: Collectives) -> None:
+    """Raise, on every rank alike, what is wrong on any."""
+    _raise_trouble([header.trouble for header in headers], group)
+    if len({header.form for header in headers}) == 1:
+        return
+    shown = [
+        ", ".join(_shown(*part) for part in zip(header.form, header.rows, strict=True)) for header in headers
+    ]
+    raise DataError(
+        "gather_for_metrics joins rows, of which ranks may have unequal numbers; all else must be equal:"
+        + "".join(f"\n  - rank {rank}: {text or 'nothing'}" for rank, text in enumerate(shown)),
+        where=f"rank {group.rank}",
+        fix="make the other dimensions equal first: pad_across_processes(values, dim=1); or gather lists of"
+        " objects: use_gather_object=True",
+    )
+
+
+def _shown(form: tuple[str, str, tuple[int, ...]], rows: int) -> str:
+    path, dtype, rest = form
+    return f"{path + ' ' if path else ''}{[rows, *rest]} {dtype}"
+
+
+def _raise_trouble(troubles: list[AccelError | None], group: Collectives) -> None:
+    own = troubles[group.rank]
+    if own is not None:
+        raise own
+    for rank, other in enumerate(troubles):
+        if other is not None:
+            raise DataError(other.what, where=f"rank {rank}, {other.where}", fix=other.fix)
+
+
+def _join_objects(data: Any, trouble: AccelError | None, group: Collectives) -> list[Any]:
+    """Return the objects of all ranks: the items of lists, or what else they are."""
+    found = group.all_gather_object((None if trouble is not None else data, trouble))
+    _raise_trouble([error for _, error in found], group)
+    values = [value for value, _ in found if not (isinstance(value, str) and value == _NOTHING)]
+    if all(isinstance(value, (list, tuple)) for value in values):
+        return [item for value in values for item in value]
+    return values
+
+
+__all__ = ["all_tensors", "gather"]
