@@ -19,7 +19,9 @@ NAMES = (("set_trigger", "check_trigger"), ("set_breakpoint", "check_breakpoint"
 @pytest.mark.world(1, 2, 4)
 @pytest.mark.parametrize(("put", "check"), NAMES)
 @pytest.mark.parametrize("debug", [False, True])
-def test_one_rank_raises_and_all_see_it_once(pool: Any, world: int, put: str, check: str, debug: bool) -> None:
+def test_one_rank_raises_and_all_see_it_once(
+    pool: Any, world: int, put: str, check: str, debug: bool
+) -> None:
     def run() -> list[bool]:
         accelerator = Accelerator(cpu=True)
         seen = [getattr(accelerator, check)()]

@@ -8,12 +8,16 @@ from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import devices as devices
+    from . import memory as memory
     from . import operations as operations
     from . import process as process
     from . import random as random
     from .accelerator_state import AcceleratorState as AcceleratorState
     from .collectives import TorchCollectives as TorchCollectives
     from .gradient_state import GradientState as GradientState
+    from .memory import clear_device_cache as clear_device_cache
+    from .memory import find_executable_batch_size as find_executable_batch_size
+    from .memory import release_memory as release_memory
     from .operations import DistributedOperationException as DistributedOperationException
     from .operations import NotATensorError as NotATensorError
     from .operations import TensorInformation as TensorInformation
@@ -54,10 +58,12 @@ _NAMES = {
     "TorchCollectives": ".collectives",
     "broadcast": ".operations.exchange",
     "broadcast_object_list": ".operations.objects",
+    "clear_device_cache": ".memory",
     "concatenate": ".operations.walking",
     "devices": ".devices",
     "find_batch_size": ".operations.walking",
     "find_device": ".operations.walking",
+    "find_executable_batch_size": ".memory",
     "gather": ".operations.exchange",
     "gather_object": ".operations.objects",
     "get_data_structure": ".operations.walking",
@@ -67,12 +73,14 @@ _NAMES = {
     "is_tensor_information": ".operations.walking",
     "is_torch_tensor": ".operations.walking",
     "listify": ".operations.walking",
+    "memory": ".memory",
     "operations": ".operations",
     "pad_across_processes": ".operations.exchange",
     "process": ".process",
     "random": ".random",
     "recursively_apply": ".operations.walking",
     "reduce": ".operations.exchange",
+    "release_memory": ".memory",
     "send_to_device": ".operations.moving",
     "set_seed": ".random",
     "slice_tensors": ".operations.walking",

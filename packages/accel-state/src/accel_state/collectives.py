@@ -224,6 +224,15 @@ class TorchCollectives:
         """Take up the new default group, made of the same ranks, after the old one was left and closed."""
         self._group = dist.group.WORLD
 
+    def open_channels(self) -> None:
+        """Make the channels that the first vote and the first comparison would make. Collective.
+
+        A rank that makes one waits in a store, where nothing that another rank does can reach it.
+        """
+        if self._side is None:
+            self._side = self._run("vote", self._open_channel, None)
+        self._roll.open()
+
     def _alive(self) -> dist.ProcessGroup:
         if self._group is None:
             raise CollectiveError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 def join(topology: Topology, spec: str, timeout: timedelta | None, init_method: str | None) -> None:
     """Make the default process group; raise CollectiveError when the ranks do not find each other in time."""
+    # Functions there keep the group that is there when they are imported, as their default; DDP imports them.
+    # A group that is kept is never left: gloo's connections and threads stay.
+    importlib.import_module("torch.distributed.nn.functional")
     place = f"rank {topology.rank} of {topology.world_size}"
     url = init_method or rendezvous(topology)
     try:

@@ -40,8 +40,7 @@ class RollCall:
         when a rank does not come in time.
         """
         run, world = self._group.run, self._group.world_size
-        if self._channel is None:
-            self._channel = run(call, self._open)
+        self.open(call)
         fits = len(value) <= ROOM
         own = bytearray(FRAME)
         own[:16] = call.digest()
@@ -59,6 +58,11 @@ class RollCall:
         if _TOO_LONG in lengths:
             return None
         return [frame[_HEAD : _HEAD + length] for frame, length in zip(everybody, lengths, strict=True)]
+
+    def open(self, call: Call | None = None) -> None:
+        """Make the channel, where there is none yet. Collective; ``call`` is named when ranks do not come."""
+        if self._channel is None:
+            self._channel = self._group.run(call or Call("open"), self._open)
 
     def close(self) -> None:
         """Let go of the channel."""

@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from accel_state import DistributedOperationException as DistributedOperationException
     from accel_state import broadcast as broadcast
     from accel_state import broadcast_object_list as broadcast_object_list
+    from accel_state import clear_device_cache as clear_device_cache
     from accel_state import concatenate as concatenate
     from accel_state import find_batch_size as find_batch_size
     from accel_state import find_device as find_device
+    from accel_state import find_executable_batch_size as find_executable_batch_size
     from accel_state import gather as gather
     from accel_state import gather_object as gather_object
     from accel_state import get_data_structure as get_data_structure
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from accel_state import pad_across_processes as pad_across_processes
     from accel_state import recursively_apply as recursively_apply
     from accel_state import reduce as reduce
+    from accel_state import release_memory as release_memory
     from accel_state import send_to_device as send_to_device
     from accel_state import set_seed as set_seed
     from accel_state import slice_tensors as slice_tensors
@@ -84,6 +87,7 @@ _NAMES = {
     "broadcast": "accel_state",
     "broadcast_object_list": "accel_state",
     "calculate_maximum_sizes": "accel_bigmodel",
+    "clear_device_cache": "accel_state",
     "compile_regions": "accel_parallel",
     "compute_module_sizes": "accel_bigmodel",
     "concatenate": "accel_state",
@@ -92,6 +96,7 @@ _NAMES = {
     "extract_model_from_parallel": "accel.extraction",
     "find_batch_size": "accel_state",
     "find_device": "accel_state",
+    "find_executable_batch_size": "accel_state",
     "find_tied_parameters": "accel_bigmodel",
     "gather": "accel_state",
     "gather_object": "accel_state",
@@ -111,6 +116,7 @@ _NAMES = {
     "pad_across_processes": "accel_state",
     "recursively_apply": "accel_state",
     "reduce": "accel_state",
+    "release_memory": "accel_state",
     "send_to_device": "accel_state",
     "set_seed": "accel_state",
     "slice_tensors": "accel_state",
