@@ -106,8 +106,8 @@ def _reject_late(window: GradientWindow) -> None:
     closed = window.closed
     if closed is not None:
         raise DataError(
-            "gather_for_metrics was called outside of a loop, and the last batch of the loop that has ended had"
-            f" {closed.valid} real samples{_of(closed.world_batch)}: whether these rows are of that batch is"
+            "gather_for_metrics was called outside of a loop, and the last batch of the loop that has ended"
+            f" had {closed.valid} real samples{_of(closed.world_batch)}: whether these rows are of that batch is"
             " not known",
             where="after the loop",
             fix=f"call it in the body of the loop, for each batch; {_PER_RANK}",
@@ -215,7 +215,7 @@ def _reject_others(
     """Refuse values that are, or most likely are, not of the batch in hand."""
     if cursor.held(leaf) and not cursor.holds(leaf):
         raise DataError(
-            "gather_for_metrics was given values of the batch before the one in hand, which has other padding",
+            "gather_for_metrics was given values of the batch before the one in hand",
             where=where,
             fix="gather in the same iteration in which the batch is computed",
         )

@@ -291,11 +291,13 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         slice_fn_for_dispatch: Any = None,
         *,
         sharding: str | None = None,
+        uneven: str | None = None,
     ) -> DataLoader[Any]:
         """Return ``data_loader`` giving this rank its own share of the data, on its device.
 
-        ``sharding``: ``"global"``, ``"sharded"`` or ``"auto"`` for this loader; None: as in
-        ``DataLoaderConfiguration``.
+        ``sharding``: ``"global"``, ``"sharded"`` or ``"auto"`` for this loader; ``uneven``: ``"stop_all"``,
+        ``"pad_masked"``, ``"cycle"`` or ``"independent"`` where ranks run out of data at different steps.
+        None: as in ``DataLoaderConfiguration``.
         """
         known = self._registry.made_of(data_loader)
         if isinstance(known, DataLoader):
@@ -319,7 +321,7 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
             use_stateful_dataloader=config.use_stateful_dataloader,
             sharding=config.sharding if sharding is None else sharding,
             audit=config.audit,
-            uneven=config.uneven,
+            uneven=config.uneven if uneven is None else uneven,
             collectives=batches,
             window=self._window,
             synchronize=random.synchronize_rng_states,
