@@ -79,7 +79,6 @@ def test_a_wrong_argument_is_named_before_anything_starts(pool: Any, case: str) 
         "ACCELERATE_USE_MEGATRON_LM",
         "ACCELERATE_USE_PARALLELISM_CONFIG",
         "ACCELERATE_DOWNCAST_BF16",
-        "ACCELERATE_CPU_AFFINITY",
     ],
 )
 def test_what_the_environment_asks_for_is_not_ignored(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:

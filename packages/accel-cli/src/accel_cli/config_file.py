@@ -34,13 +34,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
         *("MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU"),
     ),
     "downcast_bf16": (False,),
-    "enable_cpu_affinity": (False,),
     "main_training_function": ("main",),
     "tpu_use_cluster": (False,),
     "tpu_use_sudo": (False,),
 }
 """Keys that other values would make ask for something that this version does not have."""
-HONOURED = (*OPTIONS, "mixed_precision", "use_cpu", "debug", "dynamo_backend")
+HONOURED = (*OPTIONS, "mixed_precision", "use_cpu", "debug", "dynamo_backend", "enable_cpu_affinity")
 SECTION_KEYS = {
     "deepspeed_config": ("gradient_accumulation_steps",),
     "dynamo_config": (

@@ -10,11 +10,6 @@ from .options import Group, Option
 
 LATER = (
     Group(
-        "CPU affinity",
-        (Option("enable_cpu_affinity", default=False, kind=None),),
-        available=False,
-    ),
-    Group(
         "TPU",
         (
             Option("tpu", default=False, kind=None),

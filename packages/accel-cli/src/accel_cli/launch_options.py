@@ -51,6 +51,12 @@ RESOURCES = Group(
         ),
         Option("num_machines", "machines that take part (default: 1)", kind=int, metavar="N"),
         Option(
+            "enable_cpu_affinity",
+            "bind each process to the CPU cores nearest to its device (Linux)",
+            default=False,
+            kind=None,
+        ),
+        Option(
             "num_cpu_threads_per_process",
             "OMP_NUM_THREADS of each process (default: for several processes, an equal share of the CPUs)",
             kind=int,

@@ -32,6 +32,7 @@ _RUN_OPTIONS = {
     "cpu": "cpu",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "debug": "debug",
+    "enable_cpu_affinity": "cpu_affinity",
     **{
         name: name
         for name in (

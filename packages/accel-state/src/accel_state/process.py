@@ -61,6 +61,8 @@ class ProcessState:
 
 DEBUG_PATIENCE = 60.0
 """Seconds that a rank waits for the others in debug mode, unless ACCELERATE_DEBUG_TIMEOUT says otherwise."""
+_NO_PATIENCE = 0.1
+"""A shorter wait would take a rank for missing that is on its way."""
 _ADOPTED = "torch.distributed"
 """The source of a topology that the user's process group decided."""
 
@@ -128,6 +130,10 @@ def start(
     _current = replace(made, debug=bool(settings.debug), fork_launched=bool(settings.fork_launched))
     _owner = os.getpid()
     set_rank_source(_rank_info)
+    if settings.cpu_affinity and get_worker_info() is None:  # a loader's worker has its parent's cores
+        from .affinity import set_numa_affinity
+
+        set_numa_affinity(_current.topology.local_rank)
     return _current
 
 
@@ -278,9 +284,8 @@ def _checked(state: ProcessState, patience: float | None) -> ProcessState:
     """Return the state with collectives that compare what the ranks do before they do it."""
     if not isinstance(state.collectives, TorchCollectives) or state.topology.world_size == 1:
         return state
-    board = open_board(
-        state.topology.rank, state.topology.world_size, DEBUG_PATIENCE if patience is None else patience
-    )
+    patience = DEBUG_PATIENCE if patience is None else max(patience, _NO_PATIENCE)
+    board = open_board(state.topology.rank, state.topology.world_size, patience)
     return replace(state, collectives=CheckedCollectives(state.collectives, board))
 
 

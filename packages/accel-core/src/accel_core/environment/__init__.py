@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .known import variables as variables
     from .megatron import MegatronConfig as MegatronConfig
     from .parallelism import ParallelismVariables as ParallelismVariables
+    from .patching import clear_environment as clear_environment
+    from .patching import patch_environment as patch_environment
     from .records import Record as Record
     from .records import Variable as Variable
     from .run import LOG_LEVELS as LOG_LEVELS
@@ -52,6 +54,7 @@ _NAMES = {
     "RunConfig": ".run",
     "UnknownVariable": ".known",
     "Variable": ".records",
+    "clear_environment": ".patching",
     "deepspeed": ".deepspeed",
     "fp8": ".fp8",
     "fsdp": ".fsdp",
@@ -61,6 +64,7 @@ _NAMES = {
     "parse_bool": ".codecs",
     "parse_float": ".codecs",
     "parse_int": ".codecs",
+    "patch_environment": ".patching",
     "processes": ".processes",
     "run": ".run",
     "unknown_variables": ".known",

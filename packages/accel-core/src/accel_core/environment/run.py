@@ -58,7 +58,7 @@ DYNAMO_MODE: Codec = choice("default", "reduce-overhead", "max-autotune", "max-a
 
 
 _FEATURES = (
-    *("cpu_affinity", "downcast_bf16"),
+    *("downcast_bf16",),
     *("use_fsdp", "use_deepspeed", "use_megatron_lm", "use_parallelism_config"),
 )
 """The fields of `RunConfig` that switch a feature on."""
@@ -75,7 +75,7 @@ class RunConfig(Record):
         ACCELERATE_GRADIENT_ACCUMULATION_STEPS, whole(1), flag="--gradient_accumulation_steps"
     )
     debug: bool | None = variable(ACCELERATE_DEBUG_MODE, BOOL, flag="--debug")
-    debug_timeout: float | None = variable(ACCELERATE_DEBUG_TIMEOUT, number(0.1))
+    debug_timeout: float | None = variable(ACCELERATE_DEBUG_TIMEOUT, number(0))
     log_level: str | None = variable(ACCELERATE_LOG_LEVEL, choice(*LOG_LEVELS))
     cpu_affinity: bool | None = variable(ACCELERATE_CPU_AFFINITY, BOOL, flag="--enable_cpu_affinity")
     dynamo_backend: str | None = variable(ACCELERATE_DYNAMO_BACKEND, DYNAMO_BACKEND, flag="--dynamo_backend")

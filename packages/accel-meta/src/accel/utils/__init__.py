@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from accel_bigmodel import compute_module_sizes as compute_module_sizes
     from accel_bigmodel import find_tied_parameters as find_tied_parameters
     from accel_bigmodel import get_max_layer_size as get_max_layer_size
+    from accel_cli import write_basic_config as write_basic_config
     from accel_core.config import AutocastKwargs as AutocastKwargs
     from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
     from accel_core.config import DistributedDataParallelKwargs as DistributedDataParallelKwargs
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from accel_core.enums import PrecisionType as PrecisionType
     from accel_core.enums import RNGType as RNGType
     from accel_core.enums import SageMakerDistributedType as SageMakerDistributedType
+    from accel_core.environment import clear_environment as clear_environment
+    from accel_core.environment import patch_environment as patch_environment
     from accel_core.logging import get_logger as get_logger
     from accel_parallel import compile_regions as compile_regions
     from accel_parallel import has_compiled_regions as has_compiled_regions
@@ -63,6 +66,29 @@ if TYPE_CHECKING:
     from accel_state import synchronize_rng_state as synchronize_rng_state
     from accel_state import synchronize_rng_states as synchronize_rng_states
     from accel_state import wait_for_everyone as wait_for_everyone
+    from accel_state.affinity import override_numa_affinity as override_numa_affinity
+    from accel_state.affinity import set_numa_affinity as set_numa_affinity
+    from accel_state.availability import is_bf16_available as is_bf16_available
+    from accel_state.availability import is_cuda_available as is_cuda_available
+    from accel_state.availability import is_hpu_available as is_hpu_available
+    from accel_state.availability import is_ipex_available as is_ipex_available
+    from accel_state.availability import is_mlu_available as is_mlu_available
+    from accel_state.availability import is_mps_available as is_mps_available
+    from accel_state.availability import is_musa_available as is_musa_available
+    from accel_state.availability import is_npu_available as is_npu_available
+    from accel_state.availability import is_sdaa_available as is_sdaa_available
+    from accel_state.availability import is_torch_version as is_torch_version
+    from accel_state.availability import is_torch_xla_available as is_torch_xla_available
+    from accel_state.availability import is_xpu_available as is_xpu_available
+    from accel_state.notebooks import install_xla as install_xla
+    from accel_state.saving import load as load
+    from accel_state.saving import save as save
+
+    from . import environment as environment
+    from . import imports as imports
+    from . import operations as operations
+    from . import random as random
+    from . import versions as versions
 
 _NAMES = {
     "AutocastKwargs": "accel_core.config",
@@ -88,11 +114,13 @@ _NAMES = {
     "broadcast_object_list": "accel_state",
     "calculate_maximum_sizes": "accel_bigmodel",
     "clear_device_cache": "accel_state",
+    "clear_environment": "accel_core.environment",
     "compile_regions": "accel_parallel",
     "compute_module_sizes": "accel_bigmodel",
     "concatenate": "accel_state",
     "convert_outputs_to_fp32": "accel_precision",
     "convert_to_fp32": "accel_precision",
+    "environment": ".environment",
     "extract_model_from_parallel": "accel.extraction",
     "find_batch_size": "accel_state",
     "find_device": "accel_state",
@@ -108,21 +136,44 @@ _NAMES = {
     "get_shape": "accel_state",
     "has_compiled_regions": "accel_parallel",
     "honor_type": "accel_state",
+    "imports": ".imports",
     "initialize_tensors": "accel_state",
+    "install_xla": "accel_state.notebooks",
+    "is_bf16_available": "accel_state.availability",
     "is_compiled_module": "accel_parallel",
+    "is_cuda_available": "accel_state.availability",
+    "is_hpu_available": "accel_state.availability",
+    "is_ipex_available": "accel_state.availability",
+    "is_mlu_available": "accel_state.availability",
+    "is_mps_available": "accel_state.availability",
+    "is_musa_available": "accel_state.availability",
+    "is_npu_available": "accel_state.availability",
+    "is_sdaa_available": "accel_state.availability",
     "is_tensor_information": "accel_state",
     "is_torch_tensor": "accel_state",
+    "is_torch_version": "accel_state.availability",
+    "is_torch_xla_available": "accel_state.availability",
+    "is_xpu_available": "accel_state.availability",
     "listify": "accel_state",
+    "load": "accel_state.saving",
+    "operations": ".operations",
+    "override_numa_affinity": "accel_state.affinity",
     "pad_across_processes": "accel_state",
+    "patch_environment": "accel_core.environment",
+    "random": ".random",
     "recursively_apply": "accel_state",
     "reduce": "accel_state",
     "release_memory": "accel_state",
+    "save": "accel_state.saving",
     "send_to_device": "accel_state",
+    "set_numa_affinity": "accel_state.affinity",
     "set_seed": "accel_state",
     "slice_tensors": "accel_state",
     "synchronize_rng_state": "accel_state",
     "synchronize_rng_states": "accel_state",
+    "versions": ".versions",
     "wait_for_everyone": "accel_state",
+    "write_basic_config": "accel_cli",
 }
 __all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
+from accel_core.errors import CapabilityError
 from accel_core.protocols import Support
 
 from .base import YES, TorchDevice
@@ -35,6 +38,19 @@ class CudaDevice(TorchDevice):
         if not self.available():
             return self.available()
         return YES if dist.is_nccl_available() else Support(False, "this PyTorch is built without NCCL")
+
+    def pci_address(self, index: int) -> str:
+        """Return where device ``index`` sits on the PCI bus, as Linux writes it: ``0000:3b:00.0``.
+
+        Raises CapabilityError where this PyTorch does not tell.
+        """
+        found: Any = torch.cuda.get_device_properties(index)
+        if not hasattr(found, "pci_bus_id"):
+            raise CapabilityError(
+                f"PyTorch {torch.__version__} does not tell where a GPU sits on the PCI bus",
+                fix="use a later PyTorch, or leave CPU affinity out",
+            )
+        return f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
 
     def can_bf16(self) -> Support:
         """Compute in bfloat16 in hardware; emulation, which is slower than float32, does not count."""
