@@ -615,12 +615,13 @@ class TestWindow:
 
 
 class TestSkip:
+    @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("shuffle", [False, True])
     @pytest.mark.parametrize("world", [1, 2])
-    def test_only_the_first_epoch_is_skipped(self, shuffle, world):
+    def test_only_the_first_epoch_is_skipped(self, shuffle, world, workers):
         def make():
             window = GradientWindow()
-            loader = DataLoader(Numbers(23), batch_size=3, shuffle=shuffle)
+            loader = DataLoader(Numbers(23), batch_size=3, shuffle=shuffle, num_workers=workers)
             rank = world - 1
             return window, prepare_data_loader(
                 loader, num_processes=world, process_index=rank, window=window, data_seed=2

@@ -15,7 +15,6 @@ from accel_core.errors import DataError, PrepareError
 
 from .order import Reading, local_slices, own_rounds, reading_of
 
-
 FIRST = 64
 """Indices at the start of an order by which orders are compared."""
 
@@ -161,7 +160,8 @@ class BatchSamplerShard(BatchSampler):
     def _plain(self) -> bool:
         return type(self.batch_sampler) is BatchSampler
 
-    def _reading(self) -> Reading | None:
+    def reading(self) -> Reading | None:
+        """Return how the order is had by slices; None where it must be walked."""
         return reading_of(self.batch_sampler.sampler) if self._plain() else None
 
     def __len__(self) -> int:
@@ -183,13 +183,14 @@ class BatchSamplerShard(BatchSampler):
     # -- iteration -------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[list[Any]]:
-        start, self.start = self.start, 0
+        # Worker processes ask for two walks and use the second: the start goes when a walk begins.
+        start = self.start
         self.tail = tail = Tail()
-        reading = self._reading()
+        reading = self.reading()
         if reading is not None:
             return self._recorded(self._arithmetic(reading, tail, start))
         if self.num_processes == 1:
-            return islice(iter(self.batch_sampler), start, None)
+            return self._rest(start)
         tail.walked = True
         rounds = self._split_rounds() if self.split_batches else self._whole_rounds()
         return self._recorded(self._walk(rounds, tail, start))
@@ -220,6 +221,7 @@ class BatchSamplerShard(BatchSampler):
             tail.parts = [min(max(rest - place * size, 0), size) for place in range(world)]
 
         def batches() -> Iterator[list[Any]]:
+            self.start = 0
             # Drawn at the first batch, where plain torch draws: later use of the same generator agrees.
             order = reading.draw()
             if self.audited:
@@ -241,12 +243,19 @@ class BatchSamplerShard(BatchSampler):
 
         return batches()
 
+    def _rest(self, start: int) -> Iterator[list[Any]]:
+        self.start = 0
+        yield from islice(iter(self.batch_sampler), start, None)
+
     def _walk(self, rounds: Iterator[Round], tail: Tail, start: int) -> Iterator[list[Any]]:
+        self.start = 0
         rank = self.process_index
         for number, (batches, valid) in enumerate(rounds):
             if number == 0:
                 tail.fingerprint = crc32(repr(batches).encode()) & 0x3FFFFFFF
-                tail.first = list(islice(chain.from_iterable(batches), FIRST))
+                tail.first = []
+            if self.audited and tail.first is not None and len(tail.first) < FIRST:
+                tail.first += chain.from_iterable(batches)
             tail.valid = valid
             tail.parts = [*map(len, batches), *[0] * (self.num_processes - len(batches))]
             if number >= start and rank < len(batches) and batches[rank]:

@@ -107,8 +107,8 @@ def _reject_late(window: GradientWindow) -> None:
     if closed is not None:
         raise DataError(
             "gather_for_metrics was called outside of a loop, and the last batch of the loop that has ended"
-            f" had {closed.valid} real samples{_of(closed.world_batch)}: whether these rows are of that batch is"
-            " not known",
+            f" had {closed.valid} real samples{_of(closed.world_batch)}: whether these rows are of that batch"
+            " is not known",
             where="after the loop",
             fix=f"call it in the body of the loop, for each batch; {_PER_RANK}",
         )
