@@ -62,7 +62,7 @@ def _refuse_repeats(loader: DataLoader[Any]) -> None:
             start = list(range(min(extra, length, 8))) if not sampler.shuffle else []
             raise AuditError(
                 f"its {type(sampler).__name__} repeats {extra} of {length} samples at the end, so that "
-                f"each of {sampler.num_replicas} ranks gets {sampler.num_samples}: they count twice in metrics",
+                f"each of {sampler.num_replicas} gets {sampler.num_samples}: they count twice in metrics",
                 ranks=range(sampler.num_replicas - extra, sampler.num_replicas),
                 samples=start,
                 where="prepare_data_loader",
@@ -152,10 +152,13 @@ class Audit:
             yield from head
 
     def _ahead(self, loader: Any) -> int:
-        """Return how many batches tell enough: where rows are compared, more than one of them."""
-        if not self.kept:
+        """Return how many batches tell enough: those of a walked shuffle, and rows, more than one of them."""
+        shard = self.shard
+        if not self.kept and (shard is None or not self.shuffles or shard.reading() is not None):
             return 1
         size = getattr(loader._batches, "batch_size", None) or loader.batch_size or 4
+        if shard is not None:
+            size = shard.round_size or size
         return max(2, min(-(-_ENOUGH_ROWS // int(size)), _MOST_AHEAD))
 
     def _compare(self, loader: Any, tail: Tail, epoch: int, batches: list[Any]) -> None:

@@ -24,6 +24,8 @@ class Record(NamedTuple):
     """Indices in the order they were read."""
     last: int = 0
     """How many of them are in the last round."""
+    late: int = 0
+    """How many are in the last two rounds."""
     padding: int = 0
     """Samples of the last round, over all ranks, that are known to be padding."""
     rows: int = 0
@@ -90,7 +92,8 @@ class IndexCoverage:
         padding = 0 if valid is None or world_batch is None else world_batch - valid
         parts, rank = self.tail.parts, self.shard.process_index
         last = len(self.shard.record[-1]) if parts is None else parts[rank]
-        return Record(array("q", keys) if whole else keys, last, padding)
+        late = last + sum(map(len, self.shard.record[-2:] if last == 0 else self.shard.record[-2:-1]))
+        return Record(array("q", keys) if whole else keys, last, late, padding)
 
     def judge(self, records: list[Record | None], rank: int) -> None:
         """Raise AuditError for samples that were read twice or never."""
@@ -98,12 +101,14 @@ class IndexCoverage:
         if len(found) < len(records) or not any(len(record.keys) for record in found):
             return
         body: list[Any] = []
+        late: list[Any] = []
         last: list[Any] = []
         for record in found:
-            cut = len(record.keys) - record.last
-            body.extend(record.keys[:cut])
-            last.extend(record.keys[cut:])
-        last = last[: len(last) - max(item.padding for item in found)]
+            count = len(record.keys)
+            body.extend(record.keys[: count - record.late])
+            late.extend(record.keys[count - record.late : count - record.last])
+            last.extend(record.keys[count - record.last :])
+        last = late + last[: len(last) - max(item.padding for item in found)]
         counts = Counter(body)
         if not self.repeats:
             self._refuse_twice(counts, Counter(last), found, rank)
@@ -123,7 +128,13 @@ class IndexCoverage:
     def _refuse_twice(self, body: Counter[Any], last: Counter[Any], found: list[Record], rank: int) -> None:
         early = [key for key, count in body.items() if count > 1]
         late = [key for key, count in last.items() if count > 1 or key in body]
-        if early and not self.whole:
+        extra = sum(last[key] - (key not in body) for key in late)
+        once = (
+            not early
+            and sum(body.values()) >= sum(last.values())
+            and extra <= (self.shard.round_size or extra)
+        )
+        if not self.whole and not once:
             return  # a sampler that draws some samples more often, on purpose
         twice = early or late
         if not twice:
