@@ -110,9 +110,9 @@ class _Steps:
         """Raise StateError when gradients were computed outside of the windows that were to hold them."""
         if self._set > 1 and self._window.filled and not self._window.backwards:
             raise StateError(
-                f"{name} calls backward outside of accelerator.accumulate(model): each micro-batch was an update"
-                f" of its own, with a gradient {self._set} times too small",
-                where=f"gradient_accumulation_steps={self._set}, raised from {self._base} by keep_global_batch",
+                f"{name} calls backward outside of accelerator.accumulate(model): each micro-batch was an"
+                f" update of its own, with a gradient {self._set} times too small",
+                where=f"gradient_accumulation_steps={self._set}, raised by keep_global_batch from {self._base}",
                 fix="put forward, backward and step of each batch into `with accelerator.accumulate(model):`",
             )
 
