@@ -14,9 +14,11 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
-def launch(folder: Path, *options: str, script: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    folder: Path, *options: str, script: str, words: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run ``accel launch`` in ``folder``; return the finished process."""
-    command = [sys.executable, "-m", "accel_cli", "launch", "--cpu", *options, str(EXAMPLES / script)]
+    command = [sys.executable, "-m", "accel_cli", "launch", "--cpu", *options, str(EXAMPLES / script), *words]
     return subprocess.run(
         command,
         cwd=folder,
@@ -55,3 +57,37 @@ def test_digits(options: tuple[str, ...], shown: str, tmp_path: Path) -> None:
     width, height = struct.unpack(">II", picture[16:24])
     assert width > 600
     assert height > 300
+
+
+def rows(printed: str) -> list[list[str]]:
+    """Return the cells of a table's body, row by row."""
+    return [
+        [cell.strip() for cell in line.strip("│ ").split("│")] for line in printed.splitlines() if "│" in line
+    ]
+
+
+@pytest.mark.timeout(260)
+@pytest.mark.parametrize("options", [("--num_processes", "2"), ()], ids=["two processes", "one process"])
+def test_gan(options: tuple[str, ...], tmp_path: Path) -> None:
+    done = launch(tmp_path, *options, script="gan.py", words=("--epochs", "5"))
+    assert done.returncode == 0, done.stderr
+    before, after = rows(done.stdout)
+    assert (before[0], after[0]) == ("0", "5")
+    # Five epochs: the generator has left grey and noise behind.
+    assert float(after[3]) < 0.85 * float(before[3])
+    drawn = [line for line in done.stdout.splitlines() if re.fullmatch(r"[ .:\-=+*#%@]{50,}", line.ljust(73))]
+    assert len(drawn) >= 8
+    assert f"{2 if options else 1} process(es) on cpu" in done.stdout
+
+
+@pytest.mark.timeout(260)
+@pytest.mark.parametrize("options", [("--num_processes", "2"), ()], ids=["two processes", "one process"])
+def test_actor_critic(options: tuple[str, ...], tmp_path: Path) -> None:
+    done = launch(tmp_path, *options, script="actor_critic.py")
+    assert done.returncode == 0, done.stderr
+    table = rows(done.stdout)
+    assert [row[0] for row in table] == [str(2048 * epoch) for epoch in range(1, 7)]
+    # By chance about one episode in ten ends at the goal.
+    assert float(table[-1][1].rstrip("%")) > 85
+    # The rate follows the episodes, on one process and on two.
+    assert [row[3] for row in table] == [f"{1e-2 * (1 - epoch / 6):.2e}" for epoch in range(1, 7)]
