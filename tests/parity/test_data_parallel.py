@@ -372,3 +372,37 @@ def test_what_cannot_go_its_own_way_is_refused(pool: Any) -> None:
         assert len(found) == len(expected)
         for said, start in zip(found, expected, strict=True):
             assert said.startswith(start), said
+
+
+# -- a window that one model left early ----------------------------------------------------------------
+
+
+def left_out(kind: str) -> str:
+    from accel import Accelerator
+
+    accelerator = Accelerator(gradient_accumulation_steps=2)
+    first, second = Plain(), Plain()
+    one = torch.optim.SGD(first.parameters(), lr=0.1)
+    both = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.1)
+    model, other, one, both = accelerator.prepare(first, second, one, both)
+    x = data(4)[0] + accelerator.process_index
+    try:
+        for part in range(2):
+            with accelerator.accumulate(model, other):
+                accelerator.backward(model(x).sum())
+                if part == 0 or kind == "complete":
+                    accelerator.backward(other(x).sum())
+                (both if kind != "its own" else one).step()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    parameters = accelerator.gather(first[0].weight[None].detach())
+    return "equal" if torch.equal(parameters[0], parameters[1]) else "different"
+
+
+@pytest.mark.cpu
+def test_a_model_without_a_backward_in_the_closing_micro_batch_is_told(pool: Any) -> None:
+    for said in pool.run(2, left_out, "over both"):
+        assert said.startswith("StateError: The optimizer would apply gradients of the model of unit")
+        assert "were never averaged" in said
+    assert pool.run(2, left_out, "its own") == ["equal"] * 2
+    assert pool.run(2, left_out, "complete") == ["equal"] * 2
