@@ -22,7 +22,7 @@ PRECISIONS = "accel.precisions"
 TRACKERS = "accel.trackers"
 """Classes that implement `accel_core.protocols.Tracker`."""
 CHECKPOINTS = "accel.checkpoints"
-"""Factories of `accel_core.protocols.CheckpointIO`."""
+"""Factories of `accel_core.protocols.CheckpointIO`, called with the `Collectives` of the ranks that save."""
 LAUNCHERS = "accel.launchers"
 """Factories of `accel_core.protocols.Launcher`."""
 COMMANDS = "accel.commands"
@@ -35,6 +35,7 @@ _OFFERED_BY: dict[str, dict[str, str]] = {
     STRATEGIES: dict.fromkeys(("single", "ddp"), "accel-parallel"),
     PRECISIONS: dict.fromkeys(("no", "fp16", "bf16"), "accel-precision"),
     TRACKERS: {"jsonl": "accel-trackers"},
+    CHECKPOINTS: {"local": "accel-state"},
     LAUNCHERS: dict.fromkeys(("exec", "elastic"), "accel-cli"),
     COMMANDS: {"launch": "accel-cli", "env": "accel-cli"},
 }

@@ -7,12 +7,14 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import checkpoint as checkpoint
     from . import devices as devices
     from . import memory as memory
     from . import operations as operations
     from . import process as process
     from . import random as random
     from .accelerator_state import AcceleratorState as AcceleratorState
+    from .checkpoint import CheckpointStore as CheckpointStore
     from .collectives import TorchCollectives as TorchCollectives
     from .gradient_state import GradientState as GradientState
     from .memory import clear_device_cache as clear_device_cache
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "AcceleratorState": ".accelerator_state",
+    "CheckpointStore": ".checkpoint.store",
     "DistributedOperationException": ".operations.agreement",
     "GradientState": ".gradient_state",
     "NotATensorError": ".operations.walking",
@@ -59,6 +62,7 @@ _NAMES = {
     "broadcast": ".operations.exchange",
     "broadcast_object_list": ".operations.objects",
     "clear_device_cache": ".memory",
+    "checkpoint": ".checkpoint",
     "concatenate": ".operations.walking",
     "devices": ".devices",
     "find_batch_size": ".operations.walking",

@@ -39,7 +39,10 @@ class StateSink(Protocol):
         """Store a value made of dicts, lists, strings, numbers, booleans and None."""
 
     def directory(self, name: str) -> Path:
-        """Return an empty folder inside the uncommitted checkpoint, for what writes its own files."""
+        """Return an empty folder inside the uncommitted checkpoint, for what writes its own files.
+
+        The one kind of name that several ranks may ask for: they get the same folder.
+        """
         ...
 
 
@@ -68,15 +71,18 @@ class StateSource(Protocol):
 class CheckpointIO(Protocol):
     """A store of committed checkpoints."""
 
-    def begin(self, path: str) -> StateSink:
-        """Open an uncommitted checkpoint; readers do not see it."""
+    def begin(self, path: str, *, step: int | None = None) -> StateSink:
+        """Open an uncommitted checkpoint; readers do not see it. Collective.
+
+        ``step``: the number of updates so far, for those who list checkpoints.
+        """
         ...
 
     def commit(self, sink: StateSink) -> None:
         """Make it durable and visible, all of it or nothing. Collective."""
 
-    def abort(self, sink: StateSink) -> None:
-        """Remove an uncommitted checkpoint."""
+    def abort(self, sink: StateSink, cause: BaseException | None = None) -> None:
+        """Remove an uncommitted checkpoint. Collective: ranks in ``commit`` raise, naming ``cause``."""
 
     def open(self, path: str) -> StateSource:
         """Return the contents of a committed checkpoint; raise CheckpointError when it does not verify."""

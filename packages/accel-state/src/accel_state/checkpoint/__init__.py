@@ -1,0 +1,30 @@
+"""A store of checkpoints that are committed, verified and free of pickle."""
+
+from typing import TYPE_CHECKING
+
+from accel_core.lazy import lazy_door
+
+if TYPE_CHECKING:
+    from .files import Files as Files
+    from .listing import Listed as Listed
+    from .manifest import Entry as Entry
+    from .manifest import FileRecord as FileRecord
+    from .manifest import Manifest as Manifest
+    from .manifest import TensorRecord as TensorRecord
+    from .sink import CheckpointSink as CheckpointSink
+    from .source import CheckpointSource as CheckpointSource
+    from .store import CheckpointStore as CheckpointStore
+
+_NAMES = {
+    "CheckpointSink": ".sink",
+    "CheckpointSource": ".source",
+    "CheckpointStore": ".store",
+    "Entry": ".manifest",
+    "FileRecord": ".manifest",
+    "Files": ".files",
+    "Listed": ".listing",
+    "Manifest": ".manifest",
+    "TensorRecord": ".manifest",
+}
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_door(__name__, _NAMES)
