@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from accel_state import AcceleratorState, GradientState, operations
 from accel_state.memory.holders import hold
 from accel_state.memory.release import clear_device_cache
 from accel_state.process import start as process_state
+from accel_state.saving import save
 
 from . import arguments, metrics, resolve
 from .accumulation import Accumulate
@@ -284,6 +286,14 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         return padded
 
     # -- the rest ----------------------------------------------------------------------------
+
+    def save(self, obj: Any, f: str | os.PathLike[str] | IO[bytes], safe_serialization: bool = False) -> None:
+        """Write ``obj`` to ``f`` on the main process; on one of each machine with ``save_on_each_node``.
+
+        The file appears whole or not at all. ``save_on_each_node`` is a setting of ProjectConfiguration.
+        ``safe_serialization`` writes a mapping of names to tensors as safetensors. Raises as `utils.save`.
+        """
+        save(obj, f, self.project_configuration.save_on_each_node, safe_serialization)
 
     def unwrap_model(
         self, model: nn.Module, keep_fp32_wrapper: bool = True, keep_torch_compile: bool = True

@@ -15,7 +15,6 @@ METHODS = frozenset(
         "register_for_checkpointing",
         "register_load_state_pre_hook",
         "register_save_state_pre_hook",
-        "save",
         "save_model",
         "save_state",
         "verify_device_map",
