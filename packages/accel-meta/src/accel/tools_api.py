@@ -40,7 +40,7 @@ class ToolsAPI:
         self._trigger = True
 
     def check_trigger(self) -> bool:
-        """Return whether any rank has raised its flag since the latest check, and take all flags down. Collective.
+        """Return whether any rank raised its flag since the latest check; take all flags down. Collective.
 
         Every rank calls it in the same step. Raises DistributedOperationException on all ranks when some
         make another exchange instead, CollectiveError when a rank does not come in time.

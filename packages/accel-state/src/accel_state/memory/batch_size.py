@@ -112,7 +112,7 @@ class _Steps:
             raise StateError(
                 f"{name} calls backward outside of accelerator.accumulate(model): each micro-batch was an"
                 f" update of its own, with a gradient {self._set} times too small",
-                where=f"gradient_accumulation_steps={self._set}, raised by keep_global_batch from {self._base}",
+                where=f"gradient_accumulation_steps={self._set}, which keep_global_batch raised",
                 fix="put forward, backward and step of each batch into `with accelerator.accumulate(model):`",
             )
 
