@@ -123,7 +123,9 @@ def remove_compilation(module: nn.Module) -> bool:
 def compiled_inner(module: nn.Module) -> nn.Module | None:
     """Return what ``torch.compile(module)`` was made of, or None for other modules."""
     # By its attribute: importing the class takes seconds, and most programs compile nothing.
-    found = module.__dict__.get("_modules", {}).get("_orig_mod")
+    # And not by getattr: modules that pass attributes on would answer for what they hold.
+    parts = module.__dict__.get("_modules")
+    found = parts.get("_orig_mod") if isinstance(parts, dict) else None
     return found if isinstance(found, nn.Module) else None
 
 

@@ -31,26 +31,30 @@ def extract_model(model: nn.Module, *, keep_torch_compile: bool = True, recursiv
     the containers too if it was compiled in place. ``recursive``: containers around parts of the model are
     replaced by these parts, in the model itself.
     """
-    compiled: nn.Module | None = None
-    while True:
-        inner = compiled_inner(model)
-        if inner is not None:
-            compiled, model = model, inner
-        elif is_container(model):
-            model = model.module  # type: ignore[assignment]
-        else:
-            break
+    found = _peeled(model, containers=True, compiled=not keep_torch_compile)
     if recursive or not keep_torch_compile:
-        _replace_parts(model, containers=recursive, compiled=not keep_torch_compile)
-    if keep_torch_compile:
-        return model if compiled is None else _compiled_like(compiled, model)
-    if remove_compilation(model):
+        _peel_parts(found, containers=recursive, compiled=not keep_torch_compile)
+    if not keep_torch_compile and remove_compilation(found):
         logger.warning_once(
             "%s runs uncompiled from now on, in training too: keep_torch_compile=False asked for it. What"
             " accel compiles keeps its names, so keep_torch_compile=True is enough to save it.",
-            type(model).__name__,
+            type(found).__name__,
         )
-    return model
+    return found
+
+
+def _peeled(module: nn.Module, *, containers: bool, compiled: bool) -> nn.Module:
+    """Return what is in ``module``, without ``containers`` and what ``torch.compile`` put around them."""
+    outer: nn.Module | None = None
+    while True:
+        inner = compiled_inner(module)
+        if inner is not None:
+            outer, module = module, inner
+        elif containers and is_container(module):
+            module = module.module  # type: ignore[assignment]
+        else:
+            break
+    return module if outer is None or compiled else _compiled_like(outer, module)
 
 
 def _compiled_like(outer: Any, model: nn.Module) -> nn.Module:
@@ -58,24 +62,27 @@ def _compiled_like(outer: Any, model: nn.Module) -> nn.Module:
     if compiled_inner(outer) is model:
         kept: nn.Module = outer
         return kept
-    # outer._orig_mod = model would take the container out of what is being trained.
+    # Another object, so that what is being trained keeps its containers.
     made: nn.Module = type(outer)(model, outer.dynamo_ctx)
     return made
 
 
-def _replace_parts(root: nn.Module, *, containers: bool, compiled: bool) -> None:
-    for module in list(root.modules()):
+def _peel_parts(root: nn.Module, *, containers: bool, compiled: bool) -> None:
+    """Replace the parts of ``root`` by what is in them, in place."""
+    pending = [compiled_inner(root) or root]
+    seen = set(pending)
+    while pending:
+        module = pending.pop()
         for name, child in list(module._modules.items()):
-            inner = child
-            while inner is not None:
-                if compiled and (found := compiled_inner(inner)) is not None:
-                    inner = found
-                elif containers and is_container(inner):
-                    inner = inner.module  # type: ignore[assignment]
-                else:
-                    break
-            if inner is not child:
-                module._modules[name] = inner
+            if child is None:
+                continue
+            part = _peeled(child, containers=containers, compiled=compiled)
+            if part is not child:
+                module._modules[name] = part
+            inner = compiled_inner(part) or part
+            if inner not in seen:
+                seen.add(inner)
+                pending.append(inner)
 
 
 __all__ = ["extract_model", "is_container"]

@@ -63,8 +63,9 @@ class TorchDynamoPlugin(KwargsHandler):
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by name, the backend as ``torch.compile`` spells it."""
         found = KwargsHandler.to_dict(self)
-        if isinstance(self.backend, DynamoBackend):
-            found["backend"] = self.backend.value.lower()
+        named = isinstance(self.backend, DynamoBackend)
+        # A function that is an object is this object, not a copy of it.
+        found["backend"] = str(self.backend).lower() if named else self.backend
         return found
 
     def to_kwargs(self) -> dict[str, Any]:
