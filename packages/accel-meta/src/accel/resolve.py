@@ -27,6 +27,7 @@ from accel_core.enums import PrecisionType
 from accel_core.environment import RunConfig
 from accel_core.errors import CapabilityError, ConfigError, Fault
 from accel_core.protocols import Precision, Strategy, StrategyContext
+from accel_state.accelerator_state import chosen_precision
 
 from . import arguments
 from .compilation import compilation
@@ -93,7 +94,8 @@ def settings(
     return Settings(
         mixed_precision=str(mixed_precision).strip().lower()
         if mixed_precision is not None
-        else (run.mixed_precision or "no"),
+        # A second Accelerator that does not say otherwise is as the first: the state is shared.
+        else (chosen_precision() or run.mixed_precision or "no"),
         accumulation=_accumulation(gradient_accumulation_steps, accumulation, run),
         loader=_loader(loader, split_batches),
         project=_project(project, project_dir),

@@ -158,6 +158,11 @@ class AcceleratorState(PartialState):
         self._choices.active_deepspeed = name
 
 
+def chosen_precision() -> str | None:
+    """Return the mixed precision that this process was set up with, or None before it was."""
+    return None if _choices is None or _choices.process is not process.current() else _choices.mixed_precision
+
+
 def _decide(
     state: process.ProcessState, wanted: str | None, given: Mapping[str, Any], deepspeed: dict[str, Any]
 ) -> _Choices:
@@ -205,4 +210,4 @@ def _by_name(plugin: Any) -> dict[str, Any]:
 
 process.at_reset(AcceleratorState._reset_state)
 
-__all__ = ["AcceleratorState"]
+__all__ = ["AcceleratorState", "chosen_precision"]
