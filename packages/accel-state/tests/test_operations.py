@@ -1,8 +1,10 @@
 """Operations within one process: walking, moving, cutting, joining, and exchanges with nobody."""
 
+import dataclasses
 from collections import OrderedDict, UserDict, defaultdict
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,11 +24,23 @@ class Point(NamedTuple):
     y: object
 
 
+class Rows(list):
+    """A list of somebody else's class."""
+
+
+@dataclasses.dataclass
+class Record:
+    x: object
+
+
 def tensors(min_size=1):
     """Tensors of 1 to 3 dimensions, some of them without elements."""
     shapes = st.lists(st.integers(0, 3), min_size=1, max_size=3)
     dtypes = st.sampled_from([torch.float32, torch.int64, torch.bool])
     return st.builds(lambda shape, dtype: torch.ones(shape).cumsum(0).to(dtype), shapes, dtypes)
+
+
+MAPPINGS = (UserDict, OrderedDict, lambda items: defaultdict(list, items))
 
 
 def nested(leaves):
@@ -37,6 +51,12 @@ def nested(leaves):
             st.lists(inner, max_size=3).map(tuple),
             st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
             st.builds(Point, inner, inner),
+            st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(UserDict),
+            st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(OrderedDict),
+            st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(
+                lambda items: defaultdict(list, items)
+            ),
+            st.lists(inner, max_size=3).map(Rows),
         ),
         max_leaves=6,
     )
@@ -47,7 +67,7 @@ def same(one, other):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and one.equal(other)
     if type(one) is not type(other):
         return False
-    if isinstance(one, dict):
+    if isinstance(one, (dict, UserDict)):
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
@@ -108,6 +128,46 @@ def test_reduce_scales_and_leaves_the_input_alone():
         ops.reduce(own, "maen", collectives=ALONE)
 
 
+BAD = st.sampled_from(["text", None, 3, 2.5, b"x", np.zeros(2), Record(torch.ones(1)), torch.Tensor, {1}])
+
+
+@st.composite
+def spoiled(draw):
+    """A structure of tensors with one other leaf somewhere, and the path to that leaf."""
+    data, path = draw(BAD), ""
+    for _ in range(draw(st.integers(0, 4))):
+        beside = draw(st.lists(nested(tensors()), max_size=2))
+        kind = draw(st.sampled_from([list, tuple, dict, UserDict, Point, Rows]))
+        if kind is Point:
+            data, path = Point(torch.ones(1), data), f"[1]{path}"
+        elif kind in {dict, UserDict}:
+            data = kind({**{f"k{i}": item for i, item in enumerate(beside)}, "bad": data})
+            path = f"['bad']{path}"
+        else:
+            data, path = kind([*beside, data]), f"[{len(beside)}]{path}"
+    return data, path
+
+
+@given(spoiled(), st.sampled_from([ops.gather, ops.reduce, ops.broadcast, ops.pad_across_processes]))
+def test_the_path_to_what_is_no_tensor_is_named(case, operation):
+    data, path = case
+    with pytest.raises(TypeError, match="takes tensors in lists, tuples and mappings, not ") as caught:
+        operation(data, collectives=ALONE)
+    assert caught.value.where == (f"at {path}" if path else "")
+    with pytest.raises(TypeError) as caught:
+        ops.recursively_apply(torch.clone, data, error_on_other_type=True)
+    assert caught.value.where == (f"at {path}" if path else "")
+    with pytest.raises(TypeError) as caught:
+        ops.concatenate([data, data])
+    assert caught.value.where == f"at [0]{path}"
+
+
+def test_a_dataclass_is_told_how_it_can_be_passed():
+    with pytest.raises(TypeError, match="not Record") as caught:
+        ops.gather([Record(torch.ones(1))], collectives=ALONE)
+    assert "dataclasses.asdict" in caught.value.fix
+
+
 @pytest.mark.parametrize("operation", [ops.gather, ops.reduce, ops.broadcast, ops.pad_across_processes])
 def test_other_leaves_are_named_with_their_place(operation):
     with pytest.raises(TypeError, match=r"not str 'x'") as caught:
@@ -155,6 +215,14 @@ def test_concatenate_refuses_what_does_not_fit():
         ops.concatenate([[torch.ones(1)], [torch.ones(1), torch.ones(1)]])
     with pytest.raises(TypeError, match="concatenate takes tensors"):
         ops.concatenate([1, 2])
+    with pytest.raises(
+        DataError, match=r"joined along dimension 0: \(1, 2\) on cpu, \(1, 3\) on cpu"
+    ) as caught:
+        ops.concatenate([{"a": [torch.ones(1, 2)]}, {"a": [torch.ones(1, 3)]}])
+    assert caught.value.where == "at ['a'][0]"
+    with pytest.raises(DataError, match="alike structures, these hold 1, Tensor") as caught:
+        ops.concatenate([{"a": [torch.ones(1)]}, {"a": torch.ones(1)}])
+    assert caught.value.where == "at ['a']"
 
 
 def test_concatenate_keeps_mapping_classes():

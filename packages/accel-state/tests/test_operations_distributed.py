@@ -173,6 +173,25 @@ def test_values_too_long_for_the_first_message_take_the_longer_way(pool, world, 
 
 
 @pytest.mark.world(2)
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("size", [1, 5000])
+def test_mappings_are_exchanged_by_key(pool, world, debug, size):
+    """In the order of its keys, a rank would get the other's "b" as its "a"."""
+
+    def run():
+        rank = process.start().topology.rank
+        own = {key: torch.full((size,), ord(key)) for key in ("ab" if rank else "ba")}
+        for got in (operations.gather(own), operations.reduce(own, "max"), operations.broadcast(own)):
+            assert list(got) == list(own)
+            assert all((value == ord(key)).all() for key, value in got.items())
+        ragged = {key: torch.ones(size, 1 + (key == "b")) for key in ("ab" if rank else "ba")}
+        padded = operations.pad_across_processes(ragged, dim=1)
+        assert [padded[key].shape[1] for key in "ab"] == [1, 2]
+
+    pool.run(world, run, env=DEBUG if debug else None)
+
+
+@pytest.mark.world(2)
 def test_every_dtype_travels_in_the_first_message(pool, world):
     dtypes = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16]
     dtypes += [torch.float64, torch.complex64, torch.float8_e4m3fn]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
+from operator import itemgetter
 from pathlib import PurePath
 from typing import Any
 
@@ -40,7 +41,7 @@ class Call:
     @classmethod
     def of(cls, operation: str, data: Any = None, *, sizes: bool = True, one_line: bool = False) -> Call:
         """Describe a call from here. Without ``sizes`` only dtypes and numbers of dimensions are compared."""
-        described = () if data is None else tuple(_leaf(path, leaf, sizes) for path, leaf in leaves(data))
+        described = () if data is None else _described(data, sizes)
         return cls(operation, described, user_line(), one_line)
 
     def same(self, *, lines: bool) -> tuple[object, ...]:
@@ -74,6 +75,11 @@ class Call:
 
     def __str__(self) -> str:
         return f"{self.brought()}, {self.operation} at {self.line}"
+
+
+def _described(data: Any, sizes: bool) -> tuple[Leaf, ...]:
+    # By path: ranks may have filled their mappings in different orders.
+    return tuple(_leaf(path, leaf, sizes) for path, leaf in sorted(leaves(data), key=itemgetter(0)))
 
 
 def _leaf(path: str, leaf: Any, sizes: bool) -> Leaf:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from accel_core.errors import UnknownNameError
-from accel_core.nested import map_nested
+from accel_core.nested import leaves, map_nested
 from accel_state.calls import Call
 from accel_state.dtypes import result_dtype, wire_dtype
 from accel_state.rollcall import packed, stacked
@@ -43,14 +43,37 @@ def gather(tensor: Any, *, collectives: Collectives | None = None) -> Any:
     (on accelerators in debug mode only).
     """
     group = of_process(collectives)
-    found = only_tensors(tensor, "gather")
+    found = _Tensors(tensor, "gather")
     if group.world_size == 1:
-        return map_nested(lambda leaf: leaf if leaf.ndim else leaf[None], tensor)
-    group, stacks = _together(Call.of("gather", tensor, one_line=True), found, group)
+        return found.map(lambda leaf: leaf if leaf.ndim else leaf[None])
+    group, stacks = _together(Call.of("gather", tensor, one_line=True), found.tensors, group)
     if stacks is None:
-        return map_nested(lambda leaf: _joined(group.all_gather(leaf)), tensor)
-    each = iter(stacks)
-    return map_nested(lambda _: _joined(next(each)), tensor)
+        return found.map(lambda leaf: _joined(group.all_gather(leaf)))
+    return found.rebuilt(map(_joined, stacks))
+
+
+class _Tensors:
+    """The tensors of a nested structure in an order that does not depend on that of a mapping's keys.
+
+    Ranks may have filled their mappings in different orders; what they exchange goes by name.
+    """
+
+    def __init__(self, data: Any, operation: str) -> None:
+        self._data = data
+        found = only_tensors(data, operation)
+        paths = [path for path, _ in leaves(data)]
+        self._order = sorted(range(len(paths)), key=paths.__getitem__)
+        self.tensors = [found[place] for place in self._order]
+
+    def map(self, function: Callable[[torch.Tensor], Any]) -> Any:
+        """Return the structure with ``function`` applied to every tensor, in this order."""
+        return self.rebuilt(map(function, self.tensors))
+
+    def rebuilt(self, values: Iterable[Any]) -> Any:
+        """Return the structure with ``values``, in this order, in place of the tensors."""
+        placed = dict(zip(self._order, values, strict=True))
+        each = iter(range(len(placed)))
+        return map_nested(lambda _: placed[next(each)], self._data)
 
 
 def _together(
@@ -82,15 +105,14 @@ def reduce(
     if reduction not in _REDUCTIONS:
         raise UnknownNameError("reduction", str(reduction), _REDUCTIONS)
     group = of_process(collectives)
-    found = only_tensors(tensor, "reduce")
+    found = _Tensors(tensor, "reduce")
     if reduction == "none" or group.world_size == 1:
-        return map_nested(lambda leaf: _scaled(_lonely(leaf, reduction, group), scale), tensor)
+        return found.map(lambda leaf: _scaled(_lonely(leaf, reduction, group), scale))
     op = cast("ReduceOp", reduction)
-    group, stacks = _together(Call.of(f"reduce({op})", tensor, one_line=True), found, group)
-    if stacks is None or any(leaf.is_complex() for leaf in found):
-        return map_nested(lambda leaf: _scaled(group.all_reduce(leaf, op), scale), tensor)
-    each = iter(stacks)
-    return map_nested(lambda _: _scaled(_over_ranks(next(each), op), scale), tensor)
+    group, stacks = _together(Call.of(f"reduce({op})", tensor, one_line=True), found.tensors, group)
+    if stacks is None or any(leaf.is_complex() for leaf in stacks):
+        return found.map(lambda leaf: _scaled(group.all_reduce(leaf, op), scale))
+    return found.rebuilt(_scaled(_over_ranks(stack, op), scale) for stack in stacks)
 
 
 def _lonely(tensor: torch.Tensor, reduction: str, group: Collectives) -> torch.Tensor:
@@ -119,14 +141,14 @@ def _scaled(tensor: torch.Tensor, scale: float) -> torch.Tensor:
 def broadcast(tensor: Any, from_process: int = 0, *, collectives: Collectives | None = None) -> Any:
     """Return rank ``from_process``'s tensors on every rank; all ranks pass equal structures and shapes."""
     group = of_process(collectives)
-    found = only_tensors(tensor, "broadcast")
+    found = _Tensors(tensor, "broadcast")
     if group.world_size == 1:
-        return map_nested(lambda leaf: group.broadcast(leaf, from_process), tensor)
-    group, stacks = _together(Call.of(f"broadcast from rank {from_process}", tensor), found, group)
+        return found.map(lambda leaf: group.broadcast(leaf, from_process))
+    call = Call.of(f"broadcast from rank {from_process}", tensor)
+    group, stacks = _together(call, found.tensors, group)
     if stacks is None or not 0 <= from_process < group.world_size:
-        return map_nested(lambda leaf: group.broadcast(leaf, from_process), tensor)
-    each = iter(stacks)
-    return map_nested(lambda _: next(each)[from_process].clone(), tensor)
+        return found.map(lambda leaf: group.broadcast(leaf, from_process))
+    return found.rebuilt(stack[from_process].clone() for stack in stacks)
 
 
 def pad_across_processes(
@@ -144,15 +166,15 @@ def pad_across_processes(
     once; a rank that needs no padding gets its own tensors back.
     """
     group = of_process(collectives)
-    found = only_tensors(tensor, "pad_across_processes")
+    found = _Tensors(tensor, "pad_across_processes")
     if group.world_size == 1:
         return tensor
-    own = torch.tensor([_size(leaf, dim) for leaf in found], dtype=torch.int64)
+    own = torch.tensor([_size(leaf, dim) for leaf in found.tensors], dtype=torch.int64)
     call = Call.of(f"pad_across_processes(dim={dim})", tensor, sizes=False, one_line=True)
     group, values = agree(call, group, lambda: packed([own]))
     sizes = group.all_reduce(own, "max") if values is None else stacked(values, [own])[0].amax(0)
     largest = iter(sizes.tolist())
-    return map_nested(lambda leaf: pad_to(leaf, next(largest), dim, pad_index, pad_first), tensor)
+    return found.map(lambda leaf: pad_to(leaf, next(largest), dim, pad_index, pad_first))
 
 
 def _size(tensor: torch.Tensor, dim: int) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeGuard
 
 import torch
@@ -74,11 +74,16 @@ def only_tensors(data: Any, operation: str) -> list[torch.Tensor]:
 
 
 def _unsupported(leaf: Any, data: Any, operation: str) -> NotATensorError:
-    place = next((path for path, item in leaves(data) if item is leaf), "")
+    return _no_tensor(leaf, operation, next((path for path, item in leaves(data) if item is leaf), ""))
+
+
+def _no_tensor(leaf: Any, operation: str, place: str) -> NotATensorError:
     return NotATensorError(
         f"{operation} takes tensors in lists, tuples and mappings, not {type(leaf).__name__} {leaf!r:.80}",
         where=f"at {place}" if place else "",
-        fix="pass torch.as_tensor(value), or use gather_object / broadcast_object_list for other objects",
+        fix="pass dataclasses.asdict(value)"
+        if is_dataclass(leaf)
+        else "pass torch.as_tensor(value), or use gather_object / broadcast_object_list for other objects",
     )
 
 
@@ -130,28 +135,47 @@ def initialize_tensors(data_structure: Any) -> Any:
 def concatenate(data: Any, dim: int = 0) -> Any:
     """Return one structure from a list of alike ones, their tensors joined along ``dim``.
 
-    Raises NotATensorError for other leaves and DataError when the structures differ.
+    Raises NotATensorError for other leaves and DataError, naming the place, when the structures or
+    the shapes of their tensors do not fit together.
     """
     if not isinstance(data, (list, tuple)) or not data:
         raise DataError(f"concatenate takes a list of structures that is not empty, got {data!r:.80}")
+    return _concatenated(data, dim, "")
+
+
+def _concatenated(data: Sequence[Any], dim: int, path: str) -> Any:
     first = data[0]
     if isinstance(first, (list, tuple)):
-        _alike([len(item) if isinstance(item, (list, tuple)) else None for item in data])
+        _alike([len(item) if isinstance(item, (list, tuple)) else type(item).__name__ for item in data], path)
+        places = range(len(first))
         return rebuild_sequence(
-            first, (concatenate([item[i] for item in data], dim) for i in range(len(first)))
+            first, (_concatenated([item[i] for item in data], dim, f"{path}[{i}]") for i in places)
         )
     if isinstance(first, Mapping):
-        _alike([list(item) if isinstance(item, Mapping) else None for item in data])
-        joined = {key: concatenate([item[key] for item in data], dim) for key in first}
+        _alike([list(item) if isinstance(item, Mapping) else type(item).__name__ for item in data], path)
+        joined = {key: _concatenated([item[key] for item in data], dim, f"{path}[{key!r}]") for key in first}
         return rebuild_mapping(first, joined)
-    only_tensors(list(data), "concatenate")
-    return torch.cat(list(data), dim=dim)
+    for number, item in enumerate(data):
+        if not isinstance(item, torch.Tensor):
+            raise _no_tensor(item, "concatenate", f"[{number}]{path}")
+    try:
+        return torch.cat(list(data), dim=dim)
+    except (RuntimeError, IndexError) as error:
+        shapes = ", ".join(f"{tuple(item.shape)} on {item.device}" for item in data[:8])
+        raise DataError(
+            f"Tensors cannot be joined along dimension {dim}: {shapes}",
+            where=f"at {path}" if path else "",
+            fix="bring the other dimensions to one size, and the tensors to one device",
+        ) from error
 
 
-def _alike(shapes: list[Any]) -> None:
+def _alike(shapes: list[Any], path: str) -> None:
     ordered = [sorted(shape, key=repr) if isinstance(shape, list) else shape for shape in shapes]
     if any(shape != ordered[0] for shape in ordered):
-        raise DataError(f"concatenate takes alike structures, these hold {', '.join(map(str, shapes))}")
+        raise DataError(
+            f"concatenate takes alike structures, these hold {', '.join(map(str, shapes))}",
+            where=f"at {path}" if path else "",
+        )
 
 
 def slice_tensors(
