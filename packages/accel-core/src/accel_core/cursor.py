@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dis import opmap
 from types import FrameType
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ class LoaderCursor:
         "counted",
         "end",
         "ended",
+        "measure",
         "number",
         "own",
         "owner",
@@ -81,12 +83,16 @@ class LoaderCursor:
         """Who iterates, the outermost frame first."""
         self.samples: int | None = 0
         """Real samples of all ranks so far, those of this batch included; None when not known."""
+        self.measure: Callable[[Any], int] | None = None
+        """Tells the samples of a batch whose size is not known ahead; None where it cannot, or is not asked."""
         self.counted = 0
         """How many of ``samples`` a `SampleTally` has counted."""
 
     def hand_out(self, batch: Any = None) -> Any:
         """Note that ``batch`` is handed out next, and return it; the other attributes speak of it already."""
         fresh = self.world_batch
+        if fresh is None and self.measure is not None:
+            fresh = self.measure(batch)
         if self.valid is not None:
             fresh = self.valid
             self.previous = tuple(_references(self.batch))

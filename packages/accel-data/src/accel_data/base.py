@@ -243,7 +243,10 @@ class PreparedLoader(DataLoader[Any]):
             return None
 
     def _cursor(self) -> LoaderCursor:
-        return LoaderCursor(self)
+        cursor = LoaderCursor(self)
+        if self._plan.window.tally is not None and self._plan.collectives.world_size == 1:
+            cursor.measure = count_rows
+        return cursor
 
 
 __all__ = ["PreparedLoader"]
