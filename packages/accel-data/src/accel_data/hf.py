@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from zlib import crc32
 
+_MOST = 128
+"""Data sets in one stream that are described each."""
+
 Part = tuple[str, bool]
 """A description of what a rank holds, equal where ranks hold the same; and whether it can be all of it."""
 
@@ -79,8 +82,11 @@ def _sources(source: Any, depth: int) -> Iterator[str]:
 
 def _describe(value: Any) -> str:
     """Describe an argument by what is alike on all ranks that hold the same; addresses are not."""
+    if isinstance(value, (list, tuple)) and len(value) > _MOST and is_hf(value[0]):
+        return f"[{len(value)}]"  # each of them would be opened
     if isinstance(value, (list, tuple)):
-        return f"[{len(value)}: {', '.join(map(_describe, value[:32]))}]"
+        # Sorted: a shuffle moves files about, and does not change which of them a rank has.
+        return f"[{len(value)}: {crc32(repr(sorted(map(_describe, value))).encode())}]"
     if isinstance(value, (str, int, float, bool, type(None))):
         return repr(value)
     # Not the fingerprint of datasets: it is drawn at random where a transform cannot be hashed.
