@@ -84,7 +84,7 @@ class LoaderCursor:
         self.samples: int | None = 0
         """Real samples of all ranks so far, those of this batch included; None when not known."""
         self.measure: Callable[[Any], int] | None = None
-        """Tells the samples of a batch whose size is not known ahead; None where it cannot, or is not asked."""
+        """Tells the samples of a batch whose size is not known ahead; None where nobody asks."""
         self.counted = 0
         """How many of ``samples`` a `SampleTally` has counted."""
 
