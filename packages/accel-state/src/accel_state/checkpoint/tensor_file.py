@@ -97,7 +97,8 @@ def pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
 def _bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     if tensor.numel() == 0:
         return
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    # Not reshape: a contiguous tensor of one element may have any stride, which view() does not take.
+    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
     for begin in range(0, flat.numel(), PIECE):
         here = flat[begin : begin + PIECE].cpu()
         # Through ctypes, not numpy, which a PyTorch may be without.
