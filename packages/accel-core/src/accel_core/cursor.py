@@ -173,11 +173,12 @@ def side_by_side(outer: LoaderCursor, inner: LoaderCursor, here: tuple[Place, ..
         shared += 1
     if not shared or outer.path[shared - 1].instruction == inner.path[shared - 1].instruction:
         return True
-    deeper = [place for place in inner.path[shared:] if not place.generator]
-    if deeper:
-        # The function that iterates has returned, with the loop unfinished: somebody keeps its iterator.
-        return not {place.frame for place in deeper} <= {place.frame for place in here}
-    return not inner.path[shared - 1].looping
+    running = {place.frame for place in here}
+    last = max((at for at, place in enumerate(inner.path) if place.frame in running), default=-1)
+    if last < shared - 1 or any(not place.generator for place in inner.path[last + 1 :]):
+        # What iterates is not running: a function that kept its iterator, or a generator around both.
+        return True
+    return not inner.path[last].looping
 
 
 __all__ = ["Closed", "LoaderCursor", "Place", "calling_path", "side_by_side"]
