@@ -129,6 +129,11 @@ class TorchCollectives:
         )
         return box[0]
 
+    @property
+    def comparisons(self) -> int:
+        """How many exchanges were begun on the channel for comparisons; small values travel there too."""
+        return self._roll.count
+
     # -- agreement -------------------------------------------------------------------------------
 
     def exchange(

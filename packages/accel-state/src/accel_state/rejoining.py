@@ -76,7 +76,7 @@ def progress(state: ProcessState) -> int:
     group = getattr(state.collectives, "process_group", None)
     count = getattr(group, "_get_sequence_number_for_group", None)
     try:
-        return -1 if count is None else int(count())
+        return -1 if count is None else int(count()) + getattr(state.collectives, "comparisons", 0)
     except RuntimeError:
         return -1
 

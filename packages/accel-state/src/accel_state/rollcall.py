@@ -32,6 +32,8 @@ class RollCall:
         self._group = group
         self._open = open_channel
         self._channel: Any = None
+        self.count = 0
+        """How many were begun."""
 
     def exchange(self, call: Call, value: bytes) -> list[memoryview] | None:
         """Return the values of all ranks, or None when one is longer than ``ROOM``.
@@ -41,6 +43,7 @@ class RollCall:
         """
         run, world = self._group.run, self._group.world_size
         self.open(call)
+        self.count += 1
         fits = len(value) <= ROOM
         own = bytearray(FRAME)
         own[:16] = call.digest()
