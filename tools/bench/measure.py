@@ -1,7 +1,7 @@
 """Measure one library against plain PyTorch in this interpreter; print the numbers as JSON.
 
     python measure.py accel step loader sampler
-    python measure.py accelerate step loader sampler
+    python measure.py accelerate step loader sampler two
 
 Plain and prepared code run in turn, in blocks, so that a machine that drifts slows both; each figure is
 the median over the blocks. Both libraries take the same calls, so one program measures both.
@@ -87,6 +87,38 @@ def step(library: str) -> dict[str, Row]:
         return 200
 
     return {"training step": blocks(plain, prepared)}
+
+
+def weighted(library: str) -> dict[str, Row]:
+    """One step whose loss is a sum over tokens, divided by their number."""
+    x, y = torch.randn(8, 32), torch.randn(8, 8)
+    raw_model, raw_optimizer, _ = training_parts()
+
+    def plain() -> int:
+        for _ in range(200):
+            (nn.functional.mse_loss(raw_model(x), y, reduction="sum") / 64).backward()
+            raw_optimizer.step()
+            raw_optimizer.zero_grad()
+        return 200
+
+    accelerator = accelerator_of(library)
+    model, optimizer = accelerator.prepare(*training_parts()[:2])
+    # The peer has no weights: its documents divide by hand.
+    backward = (
+        (lambda loss: accelerator.backward(loss, weight=64))
+        if library == "accel"
+        else (lambda loss: accelerator.backward(loss / 64))
+    )
+
+    def prepared() -> int:
+        for _ in range(200):
+            with accelerator.accumulate(model):
+                backward(nn.functional.mse_loss(model(x), y, reduction="sum"))
+                optimizer.step()
+                optimizer.zero_grad()
+        return 200
+
+    return {"weighted step": blocks(plain, prepared)}
 
 
 class Batches(Dataset[Any]):
@@ -195,8 +227,21 @@ def moving(library: str) -> dict[str, Row]:
     return {"send_to_device, 12 tensors in place": {"prepared": statistics.median(send() for _ in range(31))}}
 
 
+def on_two_processes(library: str) -> dict[str, Row]:
+    """Return what only shows beside another rank: synchronised steps, weights, agreement on data."""
+    from pair import CASES as PAIRED
+    from pair import pair
+
+    rows: dict[str, Row] = {}
+    for case in PAIRED:
+        rows.update(pair(library, case))
+    return rows
+
+
 CASES: dict[str, Callable[[str], dict[str, Row]]] = {
     "step": step,
+    "weighted": weighted,
+    "two": on_two_processes,
     "loader": loader,
     "sampler": sampler,
     "moving": moving,
