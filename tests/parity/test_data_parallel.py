@@ -406,3 +406,45 @@ def test_a_model_without_a_backward_in_the_closing_micro_batch_is_told(pool: Any
         assert "were never averaged" in said
     assert pool.run(2, left_out, "its own") == ["equal"] * 2
     assert pool.run(2, left_out, "complete") == ["equal"] * 2
+
+
+# -- communication hooks through the Accelerator -------------------------------------------------------
+
+
+def hooked(hook: str, micro: int) -> tuple[bool, float]:
+    """Return whether ranks have equal gradients, and how far these are from the exact ones."""
+    from accel import Accelerator
+    from accel.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+
+    settings = DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType(hook))
+    accelerator = Accelerator(gradient_accumulation_steps=micro, kwargs_handlers=[settings])
+    inner = Plain()
+    model = accelerator.prepare(inner)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    x, y = data(micro * world * ROWS)
+    for part in range(micro):
+        start = (part * world + rank) * ROWS
+        with accelerator.accumulate(model):
+            accelerator.backward(
+                nn.functional.mse_loss(
+                    model(x[start : start + ROWS]), y[start : start + ROWS], reduction="sum"
+                ),
+                weight=2 * ROWS,
+            )
+    plain = Plain()
+    nn.functional.mse_loss(plain(x), y).backward()
+    found, wanted = flat(inner), flat(plain)
+    gathered = accelerator.gather(found[None])
+    equal = all(torch.equal(gathered[0], each) for each in gathered)
+    return equal, float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.cpu
+@pytest.mark.world(2, 4)
+@pytest.mark.parametrize("micro", [1, 3])
+# Half precision has 11 bits (fp16) and 8 (bf16) in each number, and rounds again in each sum.
+@pytest.mark.parametrize(("hook", "bound"), [("fp16", 2**-9), ("bf16", 2**-6)])
+def test_hooks_go_with_weighted_windows(pool: Any, world: int, hook: str, bound: float, micro: int) -> None:
+    for equal, error in pool.run(world, hooked, hook, micro):
+        assert equal
+        assert REL < error < bound

@@ -92,12 +92,20 @@ class DataParallel(StrategyBase):
         return hook
 
     def check(self, unit: Unit) -> None:
-        """Raise PrepareError for a unit that cannot be shared."""
+        """Raise PrepareError for a unit that cannot be shared, CapabilityError for a hook that cannot run.
+
+        Collective when there is a communication hook: the backend is asked.
+        """
         check_not_meta(unit)
         check_not_shared(unit)
         check_one_device(unit, self.context.device)
         check_owners(unit)
         self._check_group()
+        hook = None if unit.evaluation else self._hook()
+        if hook is not None:
+            from accel_parallel import comm_hooks
+
+            comm_hooks.check_backend(hook, self._group, self.context.device)
 
     def _check_group(self) -> None:
         size = dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else None
