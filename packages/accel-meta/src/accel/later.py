@@ -11,6 +11,7 @@ METHODS = frozenset(
         "init_trackers",
         "load_state",
         "log",
+        "lomo_backward",
         "maybe_context_parallel",
         "register_for_checkpointing",
         "register_load_state_pre_hook",
