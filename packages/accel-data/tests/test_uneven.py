@@ -480,3 +480,34 @@ def test_votes_are_cast_while_the_batches_before_are_computed(pool):
 
     # With the first batch in hand, batches 0, 1 and 2 have been read and announced; the end is the last.
     assert pool.run_in_group(2, run) == [[3, 4, 5, 5]] * 2
+
+
+def test_streams_of_datasets_begin_again_with_their_next_order(pool):
+    pytest.importorskip("datasets")
+
+    def run():
+        import datasets
+
+        rank = dist.get_rank()
+        datasets.disable_progress_bars()
+        rows = datasets.Dataset.from_dict({"x": own(rank, [8, 3][rank])})
+        stream = rows.to_iterable_dataset().shuffle(seed=5, buffer_size=100).with_format("torch")
+        orders = []
+        for epoch in range(3):
+            stream.set_epoch(epoch)
+            orders.append([int(item["x"]) for item in stream])
+        stream.set_epoch(0)
+        loader = prepare_data_loader(
+            DataLoader(stream, batch_size=2),
+            collectives=Gloo(),
+            window=GradientWindow(),
+            sharding="sharded",
+            uneven="cycle",
+        )
+        return orders, [[batch["x"].tolist() for batch in loader] for _ in range(2)]
+
+    _, (orders, epochs) = pool.run_in_group(2, run)
+    assert orders[0] != orders[1] != orders[2]
+    for epoch, seen in enumerate(epochs):
+        first, again = orders[epoch], orders[epoch + 1]
+        assert seen == [first[:2], first[2:], again[:2], again[2:]]
