@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -232,3 +234,14 @@ def test_free_memory_and_release_memory_agree() -> None:
         accelerator.free_memory(1, "2") == accelerator.clear(1, "2") == release_memory(1, "2") == [None, None]
     )
     assert should_reduce_batch_size(MemoryError())
+
+
+def test_an_accelerator_that_nobody_names_is_gone() -> None:
+    """Keeping watch over what was prepared keeps nothing alive, not even a model that refers to its owner."""
+    accelerator = Accelerator(cpu=True)
+    model = accelerator.prepare(nn.Linear(2, 2))
+    model.owner = [accelerator]
+    gone = weakref.ref(accelerator)
+    del accelerator, model
+    gc.collect()
+    assert gone() is None

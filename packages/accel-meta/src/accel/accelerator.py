@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -118,7 +119,7 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         self.step_scheduler_with_optimizer = step_scheduler_with_optimizer
         self._start(cpu, strategy)
         self._registry = Registry()
-        hold(self, self._registry.models)
+        hold(self, attrgetter("_registry.models"))
         self._weighting = Weighting(self._window, self._strategy.batches)
 
     def _start(self, cpu: bool, strategy: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -15,17 +15,19 @@ class Holder(Protocol):
         ...
 
 
-_held: WeakKeyDictionary[Holder, Sequence[object]] = WeakKeyDictionary()
+Models = Callable[[Any], Sequence[object]]
+_held: WeakKeyDictionary[Holder, Models] = WeakKeyDictionary()
 
 
-def hold(owner: Holder, models: Sequence[object]) -> None:
-    """Note that ``owner`` keeps its prepared models in the list ``models``, as long as ``owner`` lives."""
+def hold(owner: Holder, models: Models) -> None:
+    """Note that ``owner`` prepares models, as long as it lives; ``models(owner)`` are those it has now."""
+    # A function and not the models: these may refer to their owner, which would then never go.
     _held[owner] = models
 
 
 def holding() -> list[Holder]:
     """Return those that have prepared models now."""
-    return [owner for owner, models in _held.items() if models]
+    return [owner for owner, models in _held.items() if models(owner)]
 
 
 def let_go(before: Iterable[Holder]) -> None:
