@@ -1,5 +1,7 @@
 """One process: what is there before, during and after a commit, whatever fails on the way."""
 
+# ruff: noqa: PT012 - what fails is a save, which is a block
+
 import errno
 import json
 import logging
@@ -55,7 +57,11 @@ def store():
 def test_the_manifest_says_what_is_there(store, tmp_path):
     saved(store, tmp_path / "one", step=12)
     manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"], manifest["algorithm"]) == ("accel-checkpoint", 1, "xxh3_128")
+    assert (manifest["format"], manifest["version"], manifest["algorithm"]) == (
+        "accel-checkpoint",
+        1,
+        "xxh3_128",
+    )
     assert (manifest["step"], manifest["world_size"], manifest["number"]) == (12, 1, 1)
     assert manifest["entries"]["unit/model"] == {
         "kind": "tensors",
@@ -180,27 +186,32 @@ def test_an_error_at_any_operation_leaves_the_old_checkpoint_and_no_litter(tmp_p
         if again:
             saved(CheckpointStore(), folder / "one", 1)
         files = Failing(at, code)
+        error = ""
         try:
             saved(CheckpointStore(files=files), folder / "one", 2)
-            failed = False
-        except CheckpointError as error:
-            failed = True
-            assert os.strerror(code) in str(error)
-            assert str(folder) in str(error)
+        except CheckpointError as caught:
+            error = str(caught)
         # After the commit come the flush of its name, and the removal of what was replaced.
         done = at > commit
-        assert failed == (at <= commit + 1), (at, log)
-        assert value_of(CheckpointStore().open_latest(folder)) == (2 if done else 1 if again else 0), (at, log)
+        assert bool(error) == (at <= commit + 1), (at, log)
+        assert not error or (os.strerror(code) in error and str(folder) in error)
+        assert value_of(CheckpointStore().open_latest(folder)) == (2 if done else 1 if again else 0), (
+            at,
+            log,
+        )
         assert done or names(folder) == (["before", "one"] if again else ["before"]), (at, log)
         saved(CheckpointStore(), folder / "next", 3)
-        assert names(folder) == (["before", "next", "one"] if again or done else ["before", "next"]), (at, log)
+        assert names(folder) == (["before", "next", "one"] if again or done else ["before", "next"]), (
+            at,
+            log,
+        )
 
 
 def test_an_exception_in_the_block_removes_what_was_written(store, tmp_path):
     saved(store, tmp_path / "one", 1)
     with pytest.raises(ZeroDivisionError), store.save(tmp_path / "one") as sink:
         sink.json("half", 1)
-        1 / 0
+        raise ZeroDivisionError
     assert names(tmp_path) == ["one"]
     assert value_of(store.open(tmp_path / "one")) == 1
 
@@ -270,7 +281,12 @@ def test_a_folder_of_another_machine_goes_when_nothing_in_it_changes_for_a_day(s
 
 
 def test_names_that_only_look_similar_are_left_alone(store, tmp_path):
-    mine = [".one.accel-writing", ".one.accel-writing-0-0", ".one.tmp", ".accel-removed-00000000-0123456789ab"]
+    mine = [
+        ".one.accel-writing",
+        ".one.accel-writing-0-0",
+        ".one.tmp",
+        ".accel-removed-00000000-0123456789ab",
+    ]
     for name in mine:
         (tmp_path / name).mkdir()
     saved(store, tmp_path / "one")
@@ -372,7 +388,21 @@ def test_rotation_keeps_at_least_one(store, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/etc/passwd", "../up", "a/../b", "a//b", "a/", ".hidden", "a\0b", "c:x", "a\\b", "x" * 300, "end.", 3],
+    [
+        "",
+        "/etc/passwd",
+        "../up",
+        "a/../b",
+        "a//b",
+        "a/",
+        ".hidden",
+        "a\0b",
+        "c:x",
+        "a\\b",
+        "x" * 300,
+        "end.",
+        3,
+    ],
     ids=repr,
 )
 def test_names_that_are_no_files_are_refused(store, tmp_path, name):

@@ -1,4 +1,4 @@
-"""Tensors of every dtype, shape, layout and kind of sharing come back as they were; other tools read the files."""
+"""Tensors of every dtype, shape, layout and kind of sharing come back; other tools read the files."""
 
 import itertools
 import tracemalloc
@@ -83,7 +83,11 @@ def layouts(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(values=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), layouts(), max_size=6))
+@given(
+    values=st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8), layouts(), max_size=6
+    )
+)
 def test_every_layout_comes_back(tmp_path_factory, values):
     found = stored(tmp_path_factory.mktemp("round"), values)
     assert list(found) == list(values)
@@ -117,7 +121,9 @@ def families(draw):
     base = random(torch.float64, 12, seed=draw(st.integers(0, 9)))
     found = {}
     for number in range(draw(st.integers(1, 5))):
-        dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.uint8, torch.int16]))
+        dtype = draw(
+            st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.uint8, torch.int16])
+        )
         flat = base.view(dtype)
         begin = draw(st.integers(0, flat.numel() - 2))
         end = draw(st.integers(begin + 1, flat.numel()))

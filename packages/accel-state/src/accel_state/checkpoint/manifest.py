@@ -104,6 +104,8 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the text of the file; raise CheckpointError for what could not be read back."""
+        count = len(self.files) + len(self.entries)
+        _bounded(count + sum(len(entry.tensors) + len(entry.hidden) for entry in self.entries.values()))
         fault = self._fault() or clash([MANIFEST, *self.files])
         if fault:
             raise CheckpointError(f"This cannot be one checkpoint: {fault}", fix="write less, or other names")
@@ -123,10 +125,6 @@ class Manifest:
         return result
 
     def _fault(self) -> str:
-        count = len(self.files) + len(self.entries)
-        count += sum(len(entry.tensors) + len(entry.hidden) for entry in self.entries.values())
-        if count > MOST_ENTRIES:
-            return f"it has {count:,} files, names and tensors, and the bound is {MOST_ENTRIES:,}"
         for name, entry in self.entries.items():
             if entry.kind != "folder" and entry.path not in self.files:
                 return f"the file {entry.path!r} of {name!r} is not among its files"
@@ -170,6 +168,8 @@ def decode(data: bytes, where: str) -> Manifest:
         raise _damaged("it is not what was written (its hash differs)", where)
     value = parse(data, where)
     try:
+        # Counted before it is looked at in detail, which takes longer than reading it did.
+        _bounded(_size(value))
         result = Manifest(
             number=_is(value["number"], int),
             time=_is(value["time"], str),
@@ -180,7 +180,7 @@ def decode(data: bytes, where: str) -> Manifest:
             files={_inside(path): _file(each) for path, each in _is(value["files"], dict).items()},
             algorithm=algorithm,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(f"{type(error).__name__}: {error}", where) from error
     except CheckpointError as error:
         raise CheckpointError(error.what, where=where, fix=error.fix) from error
@@ -188,6 +188,21 @@ def decode(data: bytes, where: str) -> Manifest:
     if fault:
         raise _damaged(fault, where)
     return result
+
+
+def _bounded(count: int) -> None:
+    if count > MOST_ENTRIES:
+        raise CheckpointError(
+            f"There are {count:,} files, names and tensors; the bound of one checkpoint is {MOST_ENTRIES:,}",
+            fix="store fewer and larger tensors in one checkpoint",
+        )
+
+
+def _size(value: Any) -> int:
+    """Return how many files, names and tensors a manifest lists."""
+    entries = _is(value["entries"], dict)
+    inner = (each.get(key, ()) for each in entries.values() for key in ("tensors", "hidden"))
+    return len(_is(value["files"], dict)) + len(entries) + sum(map(len, inner))
 
 
 def _entry(value: Any) -> Entry:
