@@ -38,7 +38,7 @@ SLIP = 0.1
 MOVES = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1]])
 DISCOUNT, KEEP_NEAR, EXPLORE = 0.95, 0.01, 0.01
 
-Chances = tuple[torch.Tensor, torch.Tensor]
+Chances = tuple[torch.Tensor, ...]
 
 
 @dataclass

@@ -28,7 +28,7 @@ from accel import Accelerator
 from accel.utils import set_seed
 
 NOISE = 16
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, ...]
 
 
 @dataclass

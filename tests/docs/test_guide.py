@@ -56,6 +56,12 @@ def test_the_python_of_a_page_runs_in_order(tmp_path: Path, page: str) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
+def test_several_models_on_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "page.py").write_text("\n".join(blocks("several_models.md", "python")))
+    done = run(tmp_path, "-m", "accel_cli", "launch", "--cpu", "--num_processes", "2", "page.py")
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_import_that_first_steps_names() -> None:
     for line in re.findall(r"`(from accel[. ][^`]*)`", (GUIDE / "first_steps.md").read_text()):
         exec(line.replace(", ...", ""), {})

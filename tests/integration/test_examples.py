@@ -91,3 +91,26 @@ def test_actor_critic(options: tuple[str, ...], tmp_path: Path) -> None:
     assert float(table[-1][1].rstrip("%")) > 85
     # The rate follows the episodes, on one process and on two.
     assert [row[3] for row in table] == [f"{1e-2 * (1 - epoch / 6):.2e}" for epoch in range(1, 7)]
+
+
+@pytest.mark.timeout(260)
+def test_weighted(tmp_path: Path) -> None:
+    """One process with two micro-batches, two processes, and one process with batches twice as large."""
+    ways = [
+        (("--num_processes", "2"), ("--epochs", "2")),
+        ((), ("--epochs", "2", "--accumulation", "2")),
+        ((), ("--epochs", "2", "--batch_size", "16")),
+    ]
+    tables = []
+    for options, words in ways:
+        done = launch(tmp_path, *options, script="weighted.py", words=words)
+        assert done.returncode == 0, done.stderr
+        tables.append([[float(cell) for cell in row] for row in rows(done.stdout)])
+    characters, losses, rates = zip(*tables[0], strict=True)
+    assert characters == (characters[0], 2 * characters[0])
+    assert losses[1] < losses[0] < 4.9  # of 128 characters, all equally likely
+    assert rates == (5e-3, 0.0)
+    for other in tables[1:]:
+        for row, wanted in zip(other, tables[0], strict=True):
+            # fp32, and printed with three digits.
+            assert row == pytest.approx(wanted, abs=2e-3)
