@@ -38,9 +38,9 @@ def check_backend(settings: TorchDynamoPlugin, device: torch.device) -> None:
         if find_spec(module) is None:
             raise NotInstalledError("torch.compile backend", name, distribution)
         import_module(module)
-    present = torch.compiler.list_backends(exclude_tags=())  # type: ignore[no-untyped-call]
+    present = torch.compiler.list_backends(exclude_tags=())
     if name not in present:
-        usual = torch.compiler.list_backends()  # type: ignore[no-untyped-call]
+        usual = torch.compiler.list_backends()
         raise CapabilityError(
             f"PyTorch {torch.__version__} has no torch.compile backend {name!r}",
             where=f"it has: {', '.join(usual)}",

@@ -156,7 +156,7 @@ def _traced(module: nn.Module) -> bool:
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call ``module``: a frame outside of torch, so that torch traces it, and what it calls with it."""
-    return module._call_impl(*args, **kwargs)
+    return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def _entry(kind: type) -> Callable[..., Any]:

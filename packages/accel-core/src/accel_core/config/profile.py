@@ -15,7 +15,7 @@ from . import checks
 from .base import KwargsHandler
 
 if TYPE_CHECKING:
-    import torch
+    import torch.profiler
 
 _ACTIVITIES = ("cpu", "cuda", "xpu", "mtia", "hpu")
 _SCHEDULE = ("wait", "warmup", "active", "repeat", "skip_first", "skip_first_wait")
@@ -48,11 +48,12 @@ class ProfileKwargs(KwargsHandler):
         yield from checks.flags(
             self, "record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules"
         )
-        if not isinstance(self.output_trace_dir, (str, PathLike, type(None))):
-            yield Fault("output_trace_dir", self.output_trace_dir, "must be a path or None")
+        folder: object = self.output_trace_dir
+        if not isinstance(folder, (str, PathLike, type(None))):
+            yield Fault("output_trace_dir", folder, "must be a path or None")
 
     def _activity_faults(self) -> Iterator[Fault]:
-        names: object = self.activities
+        names: Any = self.activities
         if names is None:
             return
         if not isinstance(names, (list, tuple)) or not names:
@@ -86,30 +87,32 @@ class ProfileKwargs(KwargsHandler):
         Raises CapabilityError for an activity that cannot be recorded here: torch would leave it out.
         """
         # Not an import statement: this package works without torch, and only who profiles needs it.
-        torch, profiler = import_module("torch"), import_module("torch.profiler")
-        chosen = None
-        if self.activities is not None:
-            kinds = {
-                name: profiler.ProfilerActivity.__members__.get(name.upper()) for name in self.activities
-            }
-            possible = profiler.supported_activities()
-            for name, kind in kinds.items():
-                there = kind in possible and getattr(torch, name).is_available()
-                if not there:
-                    raise CapabilityError(
-                        f"ProfileKwargs: {name!r} cannot be recorded here",
-                        where=f"torch {torch.__version__} can record:"
-                        f" {', '.join(sorted(found.name.lower() for found in possible))}",
-                        fix="leave activities out, and everything that can be is recorded",
-                    )
-            chosen = list(kinds.values())
+        profiler = import_module("torch.profiler")
         options = {name: getattr(self, name) for name in _RECORDED}
+        if self.activities is not None:
+            options["activities"] = _recordable(self.activities, profiler)
         if self.schedule_option is not None:
             options["schedule"] = profiler.schedule(**self.schedule_option)
-        made: torch.profiler.profile = profiler.profile(
-            activities=chosen, on_trace_ready=self.on_trace_ready, **options
-        )
+        made: torch.profiler.profile = profiler.profile(on_trace_ready=self.on_trace_ready, **options)
         return made
+
+
+def _recordable(names: list[str], profiler: Any) -> list[Any]:
+    """Return torch's activities of these names; raise CapabilityError for one that it would leave out."""
+    library = import_module("torch")
+    possible = profiler.supported_activities()
+    found = []
+    for name in names:
+        member = profiler.ProfilerActivity.__members__.get(name.upper())
+        if member not in possible or not getattr(library, name).is_available():
+            others = ", ".join(sorted(other.name.lower() for other in possible))
+            raise CapabilityError(
+                f"ProfileKwargs: {name!r} cannot be recorded here",
+                where=f"torch {library.__version__} can record: {others}",
+                fix="leave activities out, and everything that can be is recorded",
+            )
+        found.append(member)
+    return found
 
 
 __all__ = ["ProfileKwargs"]
