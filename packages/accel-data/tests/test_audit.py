@@ -20,6 +20,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
 )
 
 from accel_core.errors import AuditError, DataError, UnknownNameError
@@ -50,6 +51,12 @@ class Stream(IterableDataset):
     def __iter__(self):
         for index in range(self.start, self.count, self.step):
             yield torch.tensor(self.kind(index))
+
+
+class SplitStream(Stream):
+    def __iter__(self):
+        info = get_worker_info()
+        return islice(super().__iter__(), info.id if info else 0, None, info.num_workers if info else 1)
 
 
 class Fixed(Sampler):
@@ -191,7 +198,7 @@ def test_ranks_that_read_the_same(pool, world, workers):
         return DataLoader(Numbers(64), batch_size=2, num_workers=workers)
 
     def streamed(rank, world):
-        return DataLoader(Stream(64), batch_size=2, num_workers=workers)
+        return DataLoader(SplitStream(64), batch_size=2, num_workers=workers)
 
     def stateful(rank, world):
         from torchdata.stateful_dataloader import StatefulDataLoader
@@ -202,6 +209,16 @@ def test_ranks_that_read_the_same(pool, world, workers):
         errors = caught(pool, world, build, "read the same .* not sharded", sharding="sharded")
         assert errors[0].ranks == tuple(range(world))
         assert "sharding='global'" in errors[0].fix
+
+
+@pytest.mark.world(2)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_each_read_all_of_their_rank_s_part(pool, world, workers):
+    def build(rank, world):
+        return DataLoader(Stream(64, rank, world), batch_size=4, num_workers=workers)
+
+    errors = caught(pool, world, build, f"each of {workers} worker processes", sharding="sharded")
+    assert errors[0].ranks == (0, 1)
 
 
 @pytest.mark.world(4)
@@ -429,6 +446,9 @@ HONEST = {
     "noise stream": lambda rank, _: torch.manual_seed(rank) and DataLoader(NoiseStream(False), batch_size=4),
     "own streams": lambda rank, world: DataLoader(OwnStream(50, rank, world), batch_size=4),
     "constant own streams": lambda *_: DataLoader(Constant(), batch_size=4),
+    "own streams, split": lambda rank, world: with_options(
+        DataLoader(SplitStream(80, rank, world), batch_size=4), sharding="sharded"
+    ),
     "own parts": lambda rank, world: with_options(
         DataLoader(Numbers(20 + rank, 100 * rank), batch_size=4), sharding="sharded"
     ),
@@ -471,7 +491,7 @@ WITH_WORKERS = [
     "distributed sampler",
     "augmented",
     "stream",
-    "own streams",
+    "own streams, split",
 ]
 WITH_WORKERS += ["augmented stream", "datasets, stream", "datasets, odd stream", "few samples", "buckets"]
 

@@ -159,7 +159,9 @@ class Audit:
         size = getattr(loader._batches, "batch_size", None) or loader.batch_size or 4
         if shard is not None:
             size = shard.round_size or size
-        return max(2, min(-(-_ENOUGH_ROWS // int(size)), _MOST_AHEAD))
+        # Two from each worker process, which have read as many ahead by themselves.
+        turns = 2 * loader.num_workers if self.kept and loader.num_workers <= _MOST_AHEAD else 2
+        return max(turns, 2, min(-(-_ENOUGH_ROWS // int(size)), _MOST_AHEAD))
 
     def _compare(self, loader: Any, tail: Tail, epoch: int, batches: list[Any]) -> None:
         pending, self.pending = self.pending, None
@@ -184,7 +186,10 @@ class Audit:
         seen = Seen(shuffles=self.shuffles, epoch=epoch)
         if self.kept:
             carries = loader._plan.watch_ends
-            seen.rows = [row for batch in batches for row in rows_of(batch[0] if carries else batch)]
+            found = [rows_of(batch[0] if carries else batch) for batch in batches]
+            seen.rows = [row for rows in found for row in rows]
+            if isinstance(loader.dataset, IterableDataset):
+                seen.workers = verdict.repeating_workers(found, loader.num_workers)
             order = verdict.Order.of_rows(seen.rows)
         elif self.head is not None:
             seen.head = self.head.found()

@@ -32,7 +32,17 @@ class Seen:
     place: int | None = None
     head: Marks = (0, 0)
     rows: list[int] = field(default_factory=list)
+    workers: int = 0
+    """Worker processes that each read all of this rank's part; 0: they do not."""
     lost: str | bool = False
+
+
+def repeating_workers(batches: list[list[int]], workers: int) -> int:
+    """Return ``workers`` when each of them gives the same batches, in turn, and 0 otherwise."""
+    turns = [batches[at : at + workers] for at in range(0, len(batches) - workers + 1, max(1, workers))]
+    if workers < 2 or len(turns) < 2 or any(turn.count(turn[0]) < workers for turn in turns):
+        return 0
+    return workers if len({row for turn in turns for row in turn[0]}) >= _FEW else 0
 
 
 def length_of(dataset: Any) -> int:
@@ -93,6 +103,7 @@ def judge(seen: list[Seen], rank: int, name: str) -> AuditError | None:
         _orders(seen, rank, name)
         or _probes(seen, rank)
         or _heads(seen, rank, name)
+        or _workers(seen, rank, name)
         or _rows(seen, rank)
         or _lost(seen, rank, name)
     )
@@ -189,6 +200,22 @@ def _rows(seen: list[Seen], rank: int) -> AuditError | None:
                 f"its own part; {_OFF}",
             )
     return None
+
+
+def _workers(seen: list[Seen], rank: int, name: str) -> AuditError | None:
+    ranks = [place for place, item in enumerate(seen) if item.workers]
+    if not ranks:
+        return None
+    count = seen[ranks[0]].workers
+    return AuditError(
+        f"each of {count} worker processes of rank {_listed(ranks)} reads all of {name}, so every sample "
+        f"comes {count} times",
+        ranks=ranks,
+        batch=1,
+        where=f"rank {rank}, {name}, first batches",
+        fix="let the data set read its part by torch.utils.data.get_worker_info(), use num_workers=1, or let "
+        f"accel divide the data (sharding='global'), which deals it out to the workers; {_OFF}",
+    )
 
 
 def _lost(seen: list[Seen], rank: int, name: str) -> AuditError | None:
