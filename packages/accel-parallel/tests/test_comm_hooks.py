@@ -5,6 +5,7 @@ import socket
 import struct
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,19 +144,39 @@ def test_hooks_go_with_other_settings_and_with_accumulation(pool, hook, wrapper,
         assert losses[:3] == pytest.approx(plain[:3], rel=5e-3)
 
 
+def many_buckets(hook):
+    here = strategy(**of(hook, "no", find_unused_parameters=True, bucket_cap_mb=1))
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(6)))
+    shared = here.wrap(Unit(name="m", model=model)).model
+    generator = torch.Generator().manual_seed(here.batches.rank)
+    for _ in range(8):
+        model.zero_grad()
+        here.backward(shared(torch.randn(2, 512, generator=generator)).square().mean())
+    sums = here.batches.all_gather_object([p.grad.sum().item() for p in model.parameters()])
+    return all(each == sums[0] for each in sums)
+
+
+@pytest.mark.world(2, 4)
+@pytest.mark.parametrize("hook", ["power_sgd", "batched_power_sgd"])
+def test_many_buckets_are_sent_in_one_order(pool, world, hook):
+    """Without an order the process is aborted: buckets and the map of unused parameters cross."""
+    assert pool.run_in_group(world, many_buckets, hook) == [True] * world
+
+
 # -- bytes on the wire -------------------------------------------------------------------------------
 
 
 def bytes_sent():
     """Return what this process has sent over TCP so far, by the kernel's own count."""
     total = 0
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+            if not str(entry.readlink()).startswith("socket:"):
                 continue
         except FileNotFoundError:
             continue
-        with socket.socket(fileno=os.dup(int(name))) as copy:
+        with socket.socket(fileno=os.dup(int(entry.name))) as copy:
             try:
                 info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
             except OSError:

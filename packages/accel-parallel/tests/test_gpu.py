@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from accel_core import plugins
+from accel_core.config import DistributedDataParallelKwargs
 from accel_core.protocols import LonelyCollectives, StrategyContext, Unit
 from accel_parallel import AcceleratedOptimizer
 
@@ -17,9 +18,13 @@ class AsItIs:
         return model
 
 
-def strategy(name):
+def strategy(name, **settings):
     context = StrategyContext(
-        device=torch.device("cuda", 0), hardware=None, collectives=LonelyCollectives(), precision=AsItIs()
+        device=torch.device("cuda", 0),
+        hardware=None,
+        collectives=LonelyCollectives(),
+        precision=AsItIs(),
+        settings=settings,
     )
     return plugins.find(plugins.STRATEGIES, name)(context)
 
@@ -63,5 +68,26 @@ def test_the_container_is_on_its_device():
         unit = strategy("ddp").wrap(Unit(name="m", model=nn.Linear(3, 2)))
         assert unit.model.device_ids == [0]
         unit.model(torch.ones(1, 3, device="cuda")).sum().backward()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("hook", "wrapper"), [("fp16", "no"), ("bf16", "no"), ("power_sgd", "bf16"), ("batched_power_sgd", "no")]
+)
+def test_communication_hooks_run_on_its_backend(hook, wrapper):
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        options = {"start_powerSGD_iter": 2} if "power" in hook else {}
+        settings = DistributedDataParallelKwargs(
+            comm_hook=hook, comm_wrapper=wrapper, comm_state_option=options
+        )
+        model = nn.Linear(32, 16)
+        unit = strategy("ddp", ddp=settings).wrap(Unit(name="m", model=model))
+        for _ in range(4):
+            model.zero_grad()
+            unit.model(torch.ones(1, 32, device="cuda")).sum().backward()
+        # A gradient of ones has rank 1 and is exact in half precision; a bucket as one square is not quite.
+        assert torch.allclose(model.weight.grad, torch.ones_like(model.weight), atol=0.3)
     finally:
         dist.destroy_process_group()

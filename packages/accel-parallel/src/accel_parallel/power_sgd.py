@@ -34,18 +34,17 @@ def new_state(group: dist.ProcessGroup | None, options: dict[str, Any]) -> Any:
 
 
 def in_order(hook: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return ``hook`` with one bucket finished before the next begins, for gradients on the CPU.
+    """Return ``hook`` with one bucket finished before the next begins.
 
     The hook starts its second and third reduction when the one before is done, on gloo from a thread of
     its own. With another bucket or the map of unused parameters under way, ranks would start them in
     different orders: "op.preamble.length <= op.nbytes. 96 vs 4 ... collective mismatch", and the process is
-    gone. Accelerators queue what is started in one order, and go on without waiting.
+    gone. Where the backend queues operations nothing is lost: torch's hook waits for the device itself.
     """
 
     def run(state: Any, bucket: Any) -> Any:
         sent = hook(state, bucket)
-        if bucket.buffer().is_cpu:
-            sent.wait()
+        sent.wait()
         return sent
 
     return run
