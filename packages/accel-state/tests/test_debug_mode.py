@@ -199,10 +199,12 @@ def test_a_vote_that_one_rank_leaves_out(pool, world, before):
 
 
 @pytest.mark.world(2)
-def test_without_debug_mode_a_timeout_has_a_cause(pool, world):
+@pytest.mark.parametrize("first", [False, True])
+def test_without_debug_mode_a_timeout_has_a_cause(pool, world, first):
     def run():
         rank = process.start(timeout=timedelta(seconds=3)).topology.rank
-        operations.gather(torch.ones(1))
+        if not first:
+            operations.gather(torch.ones(1))
         if rank == 1:
             time.sleep(7)
             return ""
