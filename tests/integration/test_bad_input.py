@@ -123,16 +123,60 @@ def test_unknown_precision_has_the_nearest_name(pool: Any) -> None:
     assert error.nearest == "fp16"
 
 
-def test_a_loader_that_is_sharded_already_is_refused(pool: Any) -> None:
-    def sharded() -> None:
-        accelerator = start()
+def test_a_loader_that_is_sharded_already_is_not_divided_again(pool: Any) -> None:
+    def loader(accelerator: Any, rank: int) -> DataLoader[Any]:
         data = TensorDataset(torch.arange(10))
-        sampler: Any = DistributedSampler(data, accelerator.num_processes, accelerator.process_index)
-        accelerator.prepare(DataLoader(data, sampler=sampler))
+        sampler: Any = DistributedSampler(data, accelerator.num_processes, rank)
+        return DataLoader(data, sampler=sampler)
 
-    for error in pool.failures(2, sharded):
+    def kept() -> list[int]:
+        accelerator = start()
+        prepared = accelerator.prepare(loader(accelerator, accelerator.process_index))
+        return [int(batch[0]) for batch in prepared]
+
+    def divided() -> None:
+        accelerator = start()
+        accelerator.prepare_data_loader(loader(accelerator, accelerator.process_index), sharding="global")
+
+    def wrong() -> None:
+        accelerator = start()
+        accelerator.prepare(loader(accelerator, 0))
+
+    ranks = pool.run(2, kept)
+    assert sorted(ranks[0] + ranks[1]) == list(range(10))
+    for error in pool.failures(2, divided):
         assert type(error).__name__ == "AlreadyShardedError"
         assert "DistributedSampler" in str(error)
+    assert "made for rank 0 of 2, but this is rank 1 of 2" in str(pool.failures(2, wrong)[1])
+
+
+def test_data_that_every_rank_has_cut_before_are_found_in_the_first_batches(pool: Any) -> None:
+    def cut(mode: str) -> int:
+        from accel.utils import DataLoaderConfiguration
+
+        config = DataLoaderConfiguration(audit=mode)
+        accelerator = start(dataloader_config=config)
+        mine = TensorDataset(torch.arange(40)[accelerator.process_index :: accelerator.num_processes])
+        return len(list(accelerator.prepare(DataLoader(mine))))
+
+    for error in pool.failures(2, cut, "first_batches"):
+        assert type(error).__name__ == "AuditError"
+        assert "double-sharded" in str(error)
+    assert pool.run(2, cut, "off") == [10, 10]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_skip_first_batches(pool: Any, world: int) -> None:
+    def skip() -> tuple[list[int], list[int], bool]:
+        accelerator = start()
+        loader = accelerator.prepare(DataLoader(TensorDataset(torch.arange(12)), batch_size=2))
+        rest = [int(batch[0][0]) for batch in accelerator.skip_first_batches(loader, num_batches=1)]
+        same = len(accelerator.skip_first_batches(loader)) == len(loader)
+        return [int(batch[0][0]) for batch in loader], rest, same
+
+    for everything, rest, same in pool.run(world, skip):
+        assert rest == everything[1:]
+        assert same
 
 
 def test_preparing_again_returns_what_the_first_time_made(pool: Any) -> None:

@@ -154,7 +154,7 @@ def _probes(seen: list[Seen], rank: int) -> AuditError | None:
         samples=[place],
         where=f"rank {rank}, data set of the loader",
         fix="pass sharding='sharded' if every rank has its own part, or give every rank the whole data in "
-        f"the same order; {_OFF}",
+        f"the same order (random data with the same seed); {_OFF}",
     )
 
 
