@@ -12,7 +12,7 @@ from torch import nn
 
 from accel_core.errors import CollectiveError, StateError
 
-_SPREAD = 8
+_SPREAD = 4
 """Parameters of a model that tell when a backward reached it; each costs about a microsecond."""
 
 
