@@ -257,3 +257,65 @@ def test_gradients_that_are_not_averaged_are_seen_in_compiled_models_too(regiona
     for error in pool.failures(2, run):
         assert type(error).__name__ == "CollectiveError"
         assert "not averaged" in str(error)
+
+
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "static graph": {"static_graph": True},
+    "unused parameters": {"find_unused_parameters": True},
+    "gradients in buckets": {"gradient_as_bucket_view": True},
+}
+
+
+@pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_settings_of_the_container_hold_around_compiled_models(name: str, regional: bool, pool: Any) -> None:
+    case = Case(world=2, backend="aot_eager", regional=regional, steps=2, rounds=4)
+
+    def run() -> list[torch.Tensor]:
+        from accel import Accelerator
+
+        accelerator = Accelerator(
+            cpu=True,
+            gradient_accumulation_steps=case.steps,
+            dynamo_plugin=TorchDynamoPlugin(backend="aot_eager", use_regional_compilation=regional),  # type: ignore[arg-type]
+            kwargs_handlers=[DistributedDataParallelKwargs(**CONTAINERS[name])],
+        )
+        model = make_model()
+        if name == "unused parameters":
+            model.unused = nn.Linear(2, 2).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+        data = TensorDataset(*make_data(case.rounds * case.world * PER_RANK))
+        model, optimizer, loader = accelerator.prepare(
+            model, optimizer, DataLoader(data, batch_size=PER_RANK)
+        )
+        found = []
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(nn.functional.mse_loss(model(x), y))
+                if accelerator.sync_gradients:
+                    found.append(gradients(model))
+                optimizer.step()
+                optimizer.zero_grad()
+        return found
+
+    expected = [gradient for _, gradient in reference(case)]
+    for found in pool.run(2, run):
+        for gradient, want in zip(found, expected, strict=True):
+            assert ((gradient - want).norm() / want.norm()).item() < REL["aot_eager"]
+
+
+def test_models_for_evaluation_are_compiled_too(pool: Any) -> None:
+    def run() -> tuple[int, bool]:
+        from torch._dynamo.utils import counters
+
+        from accel import Accelerator
+
+        counters.clear()
+        accelerator = Accelerator(cpu=True, dynamo_backend="aot_eager")
+        model = accelerator.prepare_model(make_model(), evaluation_mode=True)
+        x = make_data(4)[0]
+        with torch.no_grad():
+            same = torch.equal(model(x), make_model()(x))
+        return counters["stats"]["unique_graphs"], same
+
+    assert pool.run(2, run) == [(1, True)] * 2
