@@ -172,8 +172,9 @@ def test_ranks_may_have_unequal_numbers_of_rows(world: int, pool: Any) -> None:
         (lambda rank: torch.ones(4, 3 + rank), "rank 1: [4, 4] torch.float32"),
         (lambda rank: torch.ones(4, dtype=[torch.float32, torch.float64][rank]), "rank 1: [4] torch.float64"),
         (lambda rank: {"ab"[rank]: torch.ones(4)}, "rank 1: ['b'] [4] torch.float32"),
+        (lambda rank: [torch.ones(2)] * (1 - rank), "rank 1: objects"),
     ],
-    ids=["width", "dtype", "structure"],
+    ids=["width", "dtype", "structure", "objects"],
 )
 def test_other_differences_raise_on_every_rank(value: Callable[[int], Any], shown: str, pool: Any) -> None:
     def gather() -> None:

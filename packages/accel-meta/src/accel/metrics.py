@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,23 +11,13 @@ from accel_core.errors import AccelError, DataError, UnevenDataError
 from accel_core.nested import leaves, map_nested
 from accel_data.stream import count_rows
 
+from .ragged import NOTHING, join_objects, join_rows, rows
+
 if TYPE_CHECKING:
     from accel_core.protocols import Collectives
     from accel_core.window import GradientWindow
 
 _PER_RANK = "use gather() for values that are not one row for each sample of the batch"
-
-
-class _Header(NamedTuple):
-    """What a rank brings: the form of its values, how many rows each has, and what is wrong with them."""
-
-    form: tuple[tuple[str, str, tuple[int, ...]], ...]
-    rows: tuple[int, ...]
-    trouble: AccelError | None
-
-    def mark(self) -> int:
-        text = repr((self.form, self.rows, str(self.trouble)))
-        return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
 def all_tensors(data: Any) -> bool:
@@ -58,7 +46,7 @@ def gather(
         raise
     except AccelError as error:
         trouble, kept = error, data
-    return _join_objects(kept, trouble, group) if objects else _join(kept, trouble, group)
+    return join_objects(kept, trouble, group) if objects else join_rows(kept, trouble, group)
 
 
 # -- whose values are they -------------------------------------------------------------------------
@@ -142,8 +130,8 @@ def _keep_rows(data: Any, cursor: LoaderCursor | None, window: GradientWindow, *
             where = f"input_data{path}, shape {tuple(leaf.shape)}"
             if cursor.own:
                 _count_per_sample(leaf, cursor, where)
-            _reject_others(leaf, _rows(leaf), cursor, window, where, named=named)
-    cursor.asked.update(_rows(leaf) for _, leaf in found)
+            _reject_others(leaf, rows(leaf), cursor, window, where, named=named)
+    cursor.asked.update(rows(leaf) for _, leaf in found)
     if cursor.own is None:
         return map_nested(_row, data)
     return map_nested(lambda leaf: _row(leaf)[: _kept(leaf, cursor)], data)
@@ -160,7 +148,7 @@ def _keep_objects(data: Any, cursor: LoaderCursor | None, window: GradientWindow
     if cursor.own is None:
         return data
     if not cursor.own:
-        return [] if listed else _NOTHING
+        return [] if listed else NOTHING
     size = _size(cursor)
     if listed:
         if len(data) % size:
@@ -173,15 +161,8 @@ def _keep_objects(data: Any, cursor: LoaderCursor | None, window: GradientWindow
     return map_nested(lambda leaf: leaf[: _kept(leaf, cursor)], data)
 
 
-_NOTHING = "accel: this rank's batch is padding"
-
-
 def _row(leaf: torch.Tensor) -> torch.Tensor:
     return leaf if leaf.ndim else leaf[None]
-
-
-def _rows(leaf: Any) -> int:
-    return leaf.shape[0] if leaf.ndim else 1
 
 
 def _size(cursor: LoaderCursor) -> int:
@@ -196,7 +177,7 @@ def _kept(leaf: Any, cursor: LoaderCursor) -> int:
 def _count_per_sample(leaf: Any, cursor: LoaderCursor, where: str) -> None:
     """Refuse rows that cannot be dealt to the samples of a batch with padding."""
     if not leaf.ndim or leaf.shape[0] % _size(cursor):
-        raise _cannot_tell(f"{_rows(leaf)} rows", cursor, where)
+        raise _cannot_tell(f"{rows(leaf)} rows", cursor, where)
 
 
 def _inside(cursor: LoaderCursor, window: GradientWindow) -> bool:
@@ -240,80 +221,6 @@ def _cannot_tell(got: str, cursor: LoaderCursor, where: str) -> DataError:
         where=where,
         fix=f"give it one row or object per sample (or a fixed number); {_PER_RANK}",
     )
-
-
-# -- joining what the ranks keep -------------------------------------------------------------------
-
-
-def _join(data: Any, trouble: AccelError | None, group: Collectives) -> Any:
-    if group.world_size == 1:
-        if trouble is not None:
-            raise trouble
-        return data
-    mine = _header(data, trouble)
-    alike = len(set(group.vote(mine.mark())())) == 1
-    if alike and trouble is None:
-        return map_nested(lambda leaf: group.all_gather(leaf).flatten(0, 1), data)
-    headers = [mine] * group.world_size if alike else group.all_gather_object(mine)
-    _reject(headers, group)
-    counts: Iterator[tuple[int, ...]] = iter(zip(*(header.rows for header in headers), strict=True))
-    return map_nested(lambda leaf: _join_ragged(leaf, next(counts), group), data)
-
-
-def _header(data: Any, trouble: AccelError | None) -> _Header:
-    found = list(leaves(data))
-    form = tuple((path, str(leaf.dtype), tuple(leaf.shape[1:])) for path, leaf in found)
-    return _Header(form, tuple(_rows(leaf) for _, leaf in found), trouble)
-
-
-def _join_ragged(leaf: torch.Tensor, counts: tuple[int, ...], group: Collectives) -> torch.Tensor:
-    """Return the rows of all ranks, of which there may be unequal numbers."""
-    most = max(counts)
-    if leaf.shape[0] < most:
-        leaf = torch.cat([leaf, leaf.new_zeros((most - leaf.shape[0], *leaf.shape[1:]))])
-    stacked = group.all_gather(leaf)
-    return torch.cat([part[:count] for part, count in zip(stacked, counts, strict=True)])
-
-
-def _reject(headers: list[_Header], group: Collectives) -> None:
-    """Raise, on every rank alike, what is wrong on any."""
-    _raise_trouble([header.trouble for header in headers], group)
-    if len({header.form for header in headers}) == 1:
-        return
-    shown = [
-        ", ".join(_shown(*part) for part in zip(header.form, header.rows, strict=True)) for header in headers
-    ]
-    raise DataError(
-        "gather_for_metrics joins rows, of which ranks may have unequal numbers; all else must be equal:"
-        + "".join(f"\n  - rank {rank}: {text or 'nothing'}" for rank, text in enumerate(shown)),
-        where=f"rank {group.rank}",
-        fix="make the other dimensions equal first: pad_across_processes(values, dim=1); or gather lists of"
-        " objects: use_gather_object=True",
-    )
-
-
-def _shown(form: tuple[str, str, tuple[int, ...]], rows: int) -> str:
-    path, dtype, rest = form
-    return f"{path + ' ' if path else ''}{[rows, *rest]} {dtype}"
-
-
-def _raise_trouble(troubles: list[AccelError | None], group: Collectives) -> None:
-    own = troubles[group.rank]
-    if own is not None:
-        raise own
-    for rank, other in enumerate(troubles):
-        if other is not None:
-            raise DataError(other.what, where=f"rank {rank}, {other.where}", fix=other.fix)
-
-
-def _join_objects(data: Any, trouble: AccelError | None, group: Collectives) -> list[Any]:
-    """Return the objects of all ranks: the items of lists, or what else they are."""
-    found = group.all_gather_object((None if trouble is not None else data, trouble))
-    _raise_trouble([error for _, error in found], group)
-    values = [value for value, _ in found if not (isinstance(value, str) and value == _NOTHING)]
-    if all(isinstance(value, (list, tuple)) for value in values):
-        return [item for value in values for item in value]
-    return values
 
 
 __all__ = ["all_tensors", "gather"]
