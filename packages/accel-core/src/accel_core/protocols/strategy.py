@@ -46,7 +46,10 @@ class StrategyContext:
     collectives: Collectives
     precision: Precision
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Typed settings by the name of their class in snake case, for example ``ddp`` or ``fsdp``."""
+    """Typed settings by a short name, for example ``ddp`` or ``fsdp``.
+
+    ``dynamo``, a `accel_core.config.TorchDynamoPlugin`, asks that `Strategy.wrap` compile models in place.
+    """
 
 
 @runtime_checkable
