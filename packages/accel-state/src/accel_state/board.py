@@ -81,9 +81,9 @@ class Board:
             raise self._not_come(call, rows)
         raise mismatch([Call.from_text(text) for text, _ in rows if text is not None], self.rank)
 
-    def close(self) -> None:
-        """Say that this process has left; for the board of all ranks."""
-        self._lookout.close()
+    def close(self, *, for_good: bool = False) -> None:
+        """Say that this process has left, and with ``for_good`` ends; for the board of all ranks."""
+        self._lookout.close(for_good=for_good)
 
     # -- inside ----------------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ class Lookout:
         self._rank = rank
         self._main = threading.get_ident()
         self._stop = threading.Event()
+        self._store_leaves = False
+        """Rank 0 has left, and the store that it often holds with it; torch is loud about a lost one."""
         # Asked from the main thread, answered by the other: one connection must not wait for itself.
         self._own = store.clone() if hasattr(store, "clone") else store
         self._thread = threading.Thread(target=self._watch, name="accel-lookout", daemon=True)
@@ -38,6 +40,9 @@ class Lookout:
             try:
                 asked = self._own.add("lookout/asked", 0)
                 if asked > answered:
+                    if self._own.check(["lookout/ended/0"]):
+                        self._store_leaves = True
+                        return
                     frame = sys._current_frames().get(self._main)
                     self._own.set(f"lookout/{self._rank}", f"{asked} {user_line(frame)}")
                     answered = asked
@@ -67,15 +72,21 @@ class Lookout:
             return set()
         return {rank for rank in ranks if self._store.check([f"lookout/ended/{rank}"])}
 
-    def close(self) -> None:
-        """Stop answering, and say that this process has left."""
+    def close(self, *, for_good: bool = False) -> None:
+        """Stop answering, and say that this process has left; ``for_good``: it ends now."""
         if self._stop.is_set():
             return
         self._stop.set()
         self._thread.join()
+        if self._store_leaves:
+            return
         try:
             self._own.set(f"lookout/ended/{self._rank}", "1")
             self._own.add("lookout/ended", 1)
+            if self._rank == 0 and for_good:
+                # The others look once more, and then leave the store alone.
+                self._own.add("lookout/asked", 1)
+                time.sleep(1.5 * LOOK)
         except (RuntimeError, ValueError):
             pass  # nobody left to be told
 

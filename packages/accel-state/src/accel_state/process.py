@@ -165,16 +165,16 @@ def at_reset(forget: Callable[[], None]) -> None:
 
 def _leave() -> None:
     """Destroy our group when the program ends; torch warns about one that nobody destroyed."""
-    _stop_comparing()
+    _stop_comparing(for_good=True)
     # Not after an error: destroying can wait for ranks that will never do the same.
     if not hasattr(sys, "last_value"):
         shutdown()
 
 
-def _stop_comparing() -> None:
+def _stop_comparing(*, for_good: bool = False) -> None:
     """Tell ranks that wait in debug mode that this one has left."""
     if _current is not None and isinstance(_current.collectives, CheckedCollectives):
-        _current.collectives.board.close()
+        _current.collectives.board.close(for_good=for_good)
 
 
 atexit.register(_leave)
