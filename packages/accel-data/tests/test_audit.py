@@ -331,6 +331,14 @@ class OwnNoise(Dataset):
         return torch.rand(3, generator=self.generator)
 
 
+class OwnPythonNoise(OwnNoise):
+    def __init__(self, rank):
+        self.generator = random.Random(rank)
+
+    def __getitem__(self, index):
+        return self.generator.random()
+
+
 class Counting(Dataset):
     """Not the same twice."""
 
@@ -428,10 +436,17 @@ HONEST = {
     "drop_last": lambda *_: DataLoader(Numbers(50), batch_size=4, shuffle=True, drop_last=True),
     "split_batches": lambda *_: with_options(DataLoader(Numbers(50), batch_size=8), split_batches=True),
     "uneven": lambda *_: with_options(DataLoader(Numbers(50), batch_size=4), even_batches=False),
+    "stopped together": lambda *_: with_options(
+        DataLoader(Numbers(50), batch_size=4), even_batches=False, uneven="stop_all"
+    ),
+    "begun again": lambda *_: with_options(
+        DataLoader(Numbers(50), batch_size=4, shuffle=True), even_batches=False, uneven="cycle"
+    ),
     "dispatched": lambda *_: with_options(DataLoader(Stream(50), batch_size=4), dispatch_batches=True),
     "stateful": stateful,
     "augmented": lambda *_: DataLoader(Augmented(), batch_size=4, shuffle=True),
     "noise of its own": lambda rank, _: DataLoader(OwnNoise(rank), batch_size=4),
+    "noise of Python": lambda rank, _: DataLoader(OwnPythonNoise(rank), batch_size=4),
     "not the same twice": lambda rank, _: DataLoader(Counting(rank), batch_size=4),
     "constant data": lambda *_: DataLoader(TensorDataset(torch.zeros(50, 3)), batch_size=4, shuffle=True),
     "one-hot parts": lambda *_: with_options(DataLoader(ONE_HOT, batch_size=4), sharding="sharded"),

@@ -20,7 +20,7 @@ from torch.utils.data import (
 from accel_core.errors import AlreadyShardedError, DataError, PrepareError, UnknownNameError
 from accel_core.testing.reference import gloo
 from accel_core.window import GradientWindow
-from accel_data import IterableDatasetShard, SeedableRandomSampler, prepare_data_loader
+from accel_data import IterableDatasetShard, SeedableRandomSampler, prepare_data_loader, skip_first_batches
 from accel_data.contract import declared
 
 
@@ -146,6 +146,17 @@ class TestKept:
         for number, _ in enumerate(kept):
             assert window.active.remaining == 6 - number
             assert window.active.end == (number == 5)
+
+    def test_its_first_batches_can_be_skipped(self):
+        window = GradientWindow()
+        kept = prepare_data_loader(distributed(1, 2), num_processes=2, process_index=1, window=window)
+        skipped = skip_first_batches(kept, 4)
+        ends = []
+        assert [(batch.tolist(), ends.append(window.active.end))[0] for batch in skipped] == lists(
+            distributed(1, 2)
+        )[4:]
+        assert ends == [False, True]
+        assert kept.iteration == 1
 
     def test_containers_of_data_sets_are_looked_into(self):
         part = Declared(8, 0, 2)

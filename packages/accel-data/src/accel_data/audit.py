@@ -28,6 +28,7 @@ from .verdict import Seen
 
 AUDIT = ("first_batches", "epoch", "off")
 _ENOUGH_ROWS = 16
+_GENERATORS = ("Generator", "RandomState", "Random")
 _MOST_AHEAD = 8
 
 
@@ -101,6 +102,8 @@ class Audit:
         self.group = group
         self.whole_epochs = whole_epochs
         self.kept = kept
+        self.uneven: str | None = None
+        """What was asked for where ranks end at different steps."""
         self.together = even
         """Ranks end at the same step, so they may wait for each other there."""
         self.shuffles = shuffles(loader)
@@ -125,7 +128,8 @@ class Audit:
             shard = replaced.get("batch_sampler", replaced.get("sampler"))
             if isinstance(shard, BatchSamplerShard):
                 self.shard, shard.audited = shard, True
-                if self.whole_epochs:
+                # Policies that stop early or begin again read some samples never or twice, as asked.
+                if self.whole_epochs and self.uneven is None:
                     shard.record, self.cover = [], coverage.IndexCoverage(loader)
             if (place := _place(dataset)) is not None:
                 self.probe = Probe(place, loader.worker_init_fn, shared=loader.num_workers > 0)
@@ -259,8 +263,8 @@ def _place(dataset: Any) -> int | None:
     """Return the place of a data set that ranks may read to compare, or None."""
     if not hasattr(type(dataset), "__getitem__") or isinstance(dataset, (dict, str)):
         return None
-    # A generator of its own would be moved on by reading.
-    if any(isinstance(value, torch.Generator) for value in getattr(dataset, "__dict__", {}).values()):
+    # A generator of its own, torch's, NumPy's or Python's, would be moved on by reading.
+    if any(type(value).__name__ in _GENERATORS for value in getattr(dataset, "__dict__", {}).values()):
         return None
     length = verdict.length_of(dataset)
     return length // 2 if length else None

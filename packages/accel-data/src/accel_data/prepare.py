@@ -115,6 +115,8 @@ def prepare_data_loader(
     )
     if not dispatch_batches:
         plan.audit = make_audit(audit, dataloader, group, world, kept=plan.kept, even=even_batches)
+        if plan.audit is not None:
+            plan.audit.uneven = uneven
     replaced = files | _fix_order(
         dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed
     )
