@@ -21,7 +21,7 @@ GENERAL = Group(
         Option("no_python", "run the script itself, without a Python interpreter before it", kind=None),
         Option(
             "debug",
-            "check the shapes in every collective, and show the launcher's own stack trace",
+            "compare the ranks before every collective, and show the launcher's own stack trace",
             kind=None,
         ),
     ),

@@ -51,7 +51,7 @@ class ProcessState:
     """The effective timeout of one collective, read back from the group; None when there is no group."""
     distributed_type: DistributedType
     debug: bool = False
-    """Whether operations compare shapes over all ranks before they exchange."""
+    """Whether ranks compare what they do before every collective."""
     fork_launched: bool = False
     """Whether a launcher for functions started this process."""
     init_method: str | None = None

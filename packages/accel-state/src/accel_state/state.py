@@ -123,7 +123,7 @@ class PartialState(Execution):
 
     @property
     def debug(self) -> bool:
-        """Tell whether operations compare shapes before they exchange (``ACCELERATE_DEBUG_MODE``)."""
+        """Tell whether ranks compare what they do before every collective (``ACCELERATE_DEBUG_MODE``)."""
         return self._process.debug
 
     @property
