@@ -214,6 +214,8 @@ def test_evaluation_on_uneven_inputs(pool: Any, world: int) -> None:
 
 def inside(kind: str) -> str:
     """Do one wrong thing on every rank; return what was said."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
     from accel import Accelerator
     from accel.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
@@ -226,8 +228,20 @@ def inside(kind: str) -> str:
     if kind in {"open", "broken off"}:
         made["gradient_accumulation_steps"] = 2
     accelerator = Accelerator(**made)
-    model, other, loader = accelerator.prepare(Net(), Net(), DataLoader(data(16), batch_size=2))
-    joinables = {"two": [model, other], "a list": [[model]], "a bare model": [Net()]}.get(kind, [model])
+    inner = Net()
+    made_of = torch.optim.SGD(inner.parameters(), lr=0.1)
+    if kind.startswith("divided"):
+        made_of = ZeroRedundancyOptimizer(inner.parameters(), torch.optim.SGD, lr=0.1)
+    model, other, _, loader = accelerator.prepare(inner, Net(), made_of, DataLoader(data(16), batch_size=2))
+    if kind == "synchronised norm":
+        inner.norm = nn.SyncBatchNorm(2)
+    others: dict[str, list[Any]] = {
+        "two": [model, other],
+        "divided, joined": [model, made_of],
+        "a list": [[model]],
+        "a bare model": [Net()],
+    }
+    joinables = others.get(kind, [model])
     even: Any = "no" if kind == "text" else False
     try:
         if kind == "open":
@@ -260,6 +274,9 @@ def inside(kind: str) -> str:
 
 TOLD = {
     "hook": "CapabilityError: Uneven inputs cannot be joined for a model with comm_hook",
+    "divided": "CapabilityError: Uneven inputs cannot be joined with a ZeroRedundancyOptimizer",
+    "divided, joined": "CapabilityError: Uneven inputs cannot be joined with a ZeroRedundancyOptimizer",
+    "synchronised norm": "CapabilityError: Uneven inputs cannot be joined for a model with SyncBatchNorm",
     "static": "CapabilityError: Uneven inputs cannot be joined for a model with static_graph=True",
     "two": "CapabilityError: Uneven inputs can be joined for one shared model at a time, not for 2",
     "a list": "PrepareError: A list cannot be joined",

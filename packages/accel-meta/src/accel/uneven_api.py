@@ -65,7 +65,8 @@ class UnevenAPI:
     ) -> Iterator[None]:
         """Train one epoch on unequally many batches per rank; those who are done wait for the others.
 
-        ``joinables``: the prepared model; optimizers that are torch's ``Joinable`` may follow.
+        ``joinables``: the prepared model, in a list. Optimizers that are divided between the ranks are
+        refused: in torch a rank without data has no gradients for its part, and leaves it behind.
         ``even_batches`` overrides that of prepared map-style loaders while it lasts. Gradients are the mean
         over the ranks that have a batch; ``divide_by_initial_world_size``, ours, divides by all ranks
         instead, as torch does by default. In the end every rank has the model, and the state of optimizers,
@@ -127,6 +128,9 @@ class UnevenAPI:
                 where="join_uneven_inputs, prepare(scheduler, schedule_in=...)",
                 fix="count in updates, or let all ranks have equally many batches (even_batches=True)",
             )
+        from accel_parallel.join import check_optimizers
+
+        check_optimizers([each.optimizer for each in self._registry.optimizers])
         return strategy
 
     def _override(self, even_batches: bool | None, stack: ExitStack) -> None:
@@ -163,15 +167,12 @@ class UnevenAPI:
             self.__dict__.pop(name, None)
 
     def _catch_up(self, source: int) -> None:
-        """Give every rank the state of rank ``source``; sharded optimizers keep their own."""
-        from torch.distributed.algorithms.join import Joinable
-
+        """Give every rank what rank ``source`` knows beside the model."""
         from accel_parallel.join import copy_state
 
         registry = self._registry
-        whole = [each for each in registry.optimizers if not isinstance(each.optimizer, Joinable)]
         scaler = [] if self.scaler is None else [self.scaler]
-        copy_state([*whole, *registry.schedulers, *scaler], self._strategy.batches, source)
+        copy_state([*registry.optimizers, *registry.schedulers, *scaler], self._strategy.batches, source)
 
 
 def _refusal(name: str) -> Any:

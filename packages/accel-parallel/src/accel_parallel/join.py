@@ -60,8 +60,9 @@ def container_of(joinables: Sequence[Any]) -> DistributedDataParallel:
             raise PrepareError(
                 f"A {type(each).__name__} cannot be joined: it does not answer for a rank without data",
                 where=f"joinables[{position}]",
-                fix="give the prepared model, and optimizers that are torch.distributed.algorithms.Joinable",
+                fix="give the prepared model alone; optimizers are brought up to date in the end",
             )
+    check_optimizers([each for each in joinables if not isinstance(each, nn.Module)])
     containers = [each for each in joinables if isinstance(each, DistributedDataParallel)]
     if len(containers) != 1:
         raise CapabilityError(
@@ -71,6 +72,23 @@ def container_of(joinables: Sequence[Any]) -> DistributedDataParallel:
             fix="join one model; for several let all ranks have equally many batches (even_batches=True)",
         )
     return containers[0]
+
+
+def check_optimizers(optimizers: Sequence[Any]) -> None:
+    """Raise CapabilityError for an optimizer of which each rank has a part.
+
+    torch lets a rank without data step, so that the others do not wait, but has no gradients there: its
+    part of the parameters stays behind, and is sent to all (``ZeroRedundancyOptimizer``, torch 2.13).
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, Joinable):
+            raise CapabilityError(
+                f"Uneven inputs cannot be joined with a {type(optimizer).__name__}: a rank without data has"
+                " no gradients for the part of the parameters that it updates for all",
+                where="join_uneven_inputs",
+                fix="use an optimizer that each rank has in whole, or let all ranks have equally many batches"
+                " (even_batches=True)",
+            )
 
 
 def check_container(container: DistributedDataParallel, *, has_hook: bool) -> None:
@@ -212,4 +230,4 @@ def _fill(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
     return value
 
 
-__all__ = ["check_container", "container_of", "copy_state", "joined"]
+__all__ = ["check_container", "check_optimizers", "container_of", "copy_state", "joined"]
