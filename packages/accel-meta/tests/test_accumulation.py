@@ -285,6 +285,28 @@ def test_a_micro_batch_that_fails_before_its_backward_is_tried_again(fails_at: i
     assert pool.run(1, seen, fails_at) == [([0.5, 2.5], [fails_at % 2 == 0])]
 
 
+def test_weights_of_a_micro_batch_that_is_tried_again_count_once(pool: Any) -> None:
+    def seen() -> list[float]:
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+        model = nn.Linear(1, 1, bias=False)
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))
+        found = []
+        for number in range(6):
+            with suppress(MemoryError), accelerator.accumulate(model):
+                raise MemoryError
+            with accelerator.accumulate(model):
+                x = torch.full((number + 1, 1), float(number))
+                accelerator.backward(model(x).sum(), weight=len(x))
+                if accelerator.sync_gradients:
+                    found.append(float(model.weight.grad))
+                optimizer.step()
+                optimizer.zero_grad()
+        return found
+
+    # The mean over 1 + 2 + 3 and over 4 + 5 + 6 samples; fp32.
+    assert pool.run(1, seen)[0] == pytest.approx([(2 + 6) / 6, (12 + 20 + 30) / 15], rel=1e-6)
+
+
 def test_a_micro_batch_that_fails_after_its_backward_counts(pool: Any) -> None:
     def closes() -> list[bool]:
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -467,7 +489,9 @@ def test_two_optimizers_of_a_window_have_one_scale(overflows: bool, pool: Any) -
                         model.weight.grad[0, 0] = torch.inf
                     optimizer.step()
                     optimizer.zero_grad()
-        shifts = [float((start - model.weight.detach()).mean()) for start, model in zip(starts, models, strict=True)]
+        shifts = [
+            float((start - model.weight.detach()).mean()) for start, model in zip(starts, models, strict=True)
+        ]
         return shifts, [each.step_was_skipped for each in optimizers], accelerator.scaler.get_scale()
 
     shifts, skipped, scale = pool.run(1, moved, overflows)[0]
