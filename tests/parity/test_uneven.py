@@ -212,6 +212,9 @@ def test_evaluation_on_uneven_inputs(pool: Any, world: int) -> None:
 # -- bad input -----------------------------------------------------------------------------------------
 
 
+WITHOUT_ARGUMENTS = ("wait_for_everyone", "main_process_first", "check_trigger")
+
+
 def inside(kind: str) -> str:
     """Do one wrong thing on every rank; return what was said."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -259,9 +262,10 @@ def inside(kind: str) -> str:
                         accelerator.backward(loss)
                     break
                 accelerator.backward(loss)
-                if kind in {"gather", "reduce", "gather_for_metrics", "wait_for_everyone"}:
-                    call = getattr(accelerator, kind)
-                    call() if kind == "wait_for_everyone" else call(loss.detach())
+                if kind in WITHOUT_ARGUMENTS:
+                    getattr(accelerator, kind)()
+                if kind in {"gather", "reduce", "gather_for_metrics"}:
+                    getattr(accelerator, kind)(loss.detach())
                 if kind == "second loop":
                     next(iter(loader))
     except Exception as error:
@@ -291,7 +295,9 @@ TOLD = {
     "gather": "CollectiveError: gather was called inside of join_uneven_inputs",
     "reduce": "CollectiveError: reduce was called inside of join_uneven_inputs",
     "gather_for_metrics": "CollectiveError: gather_for_metrics was called inside of join_uneven_inputs",
-    "wait_for_everyone": "CollectiveError: wait_for_everyone was called inside of join_uneven_inputs",
+    **{
+        name: f"CollectiveError: {name} was called inside of join_uneven_inputs" for name in WITHOUT_ARGUMENTS
+    },
 }
 
 

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_COLLECTIVE = ("gather", "gather_for_metrics", "reduce", "pad_across_processes", "wait_for_everyone")
+_COLLECTIVE = (
+    "gather",
+    "gather_for_metrics",
+    "reduce",
+    "pad_across_processes",
+    "wait_for_everyone",
+    "main_process_first",
+    "local_main_process_first",
+    "check_trigger",
+)
 
 
 class UnevenAPI:
