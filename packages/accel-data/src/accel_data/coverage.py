@@ -171,7 +171,7 @@ class RowCoverage:
         """Add the rows of a batch."""
         rows = rows_of(batch[0] if self.carries else batch, most=1 << 30)
         self.rows += len(rows)
-        # Mixed once more: checksums are linear, so that regular data of two ranks can have equal sums of them.
+        # Mixed again: checksums are linear, so regular data of two ranks can have equal sums of them.
         self.total = (self.total + sum(hash((row,)) for row in rows)) & ((1 << 61) - 1)
         if len(self.seen) < 4096:
             self.seen.update(rows)
