@@ -111,7 +111,7 @@ def fill(folder: str) -> None:
     save(f"{folder}/one", 1, 4000)
     total = os.statvfs(folder).f_frsize * os.statvfs(folder).f_bavail
     errors, filler = [], place / "filler"
-    for free in range(total // 4096 * 4096, -1, -4096):
+    for free in range(total // 8192 * 8192, -1, -8192):
         filler.write_bytes(b"x" * (total - free))
         error = ""
         try:

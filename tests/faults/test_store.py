@@ -123,7 +123,7 @@ def test_sigkill_at_every_operation(ask, runs, target, how):
 
 
 def test_sigkill_at_random_moments(ask, runs):
-    size = 2_000_000
+    size = 1_000_000
     took = max(ask(path=str(runs() / "three"), value=3, size=size)["took"] for _ in range(3))
     moments = random.Random(0)
     outcomes = []
@@ -150,7 +150,7 @@ def test_sigkill_of_one_rank_at_its_operations(pool, world, runs, victim, monkey
         store = CheckpointStore(process.start().collectives, files=files)
         with store.save(path) as sink:
             sink.tensors(f"rank_{store.group.rank}", {"a": torch.full((1000,), 3.0)})
-            (sink.directory("engine") / f"{store.group.rank}").write_bytes(b"3")
+            (sink.directory(f"engine_{store.group.rank}") / "part").write_bytes(b"3")
         return files.count
 
     counts = pool.run(world, save, runs() / "two", 0)
@@ -161,7 +161,7 @@ def test_sigkill_of_one_rank_at_its_operations(pool, world, runs, victim, monkey
         failures = pool.failures(world, save, folder / "two", at)
         assert isinstance(failures[victim], WorkerDiedError)
         source = CheckpointStore().open_latest(folder)
-        if source.names() == ["engine", "rank_0", "rank_1"]:
+        if source.names() == ["engine_0", "engine_1", "rank_0", "rank_1"]:
             assert all(source.tensors(f"rank_{rank}")["a"].eq(3).all() for rank in range(world))
         else:
             assert saver.value_of(source) == 2

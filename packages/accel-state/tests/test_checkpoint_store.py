@@ -313,7 +313,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(store, tmp_pat
         saved(store, tmp_path / f"step-{value}", value)
     damage(tmp_path / "step-4" / "unit" / "model.safetensors")
     (tmp_path / "step-3" / "engine" / "state.bin").write_bytes(b"short")
-    damage(tmp_path / "step-2" / "manifest.json")
+    manifest = tmp_path / "step-2" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:40])
     with caplog.at_level(logging.WARNING):
         assert value_of(store.open_latest(tmp_path)) == 1
     text = caplog.text
@@ -323,7 +324,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(store, tmp_pat
     assert "step-2" in text
     assert "manifest.json" in text
     assert [Path(path).name for path in store.listed(tmp_path)] == ["step-1", "step-3", "step-4"]
-    assert [bool(each.fault) for each in store.look(tmp_path)] == [True, False, False, False]
+    assert [each.number for each in store.look(tmp_path)] == [None, 1, 3, 4]
+
+
+def test_a_damaged_manifest_is_named(store, tmp_path, caplog):
+    for value in (1, 2):
+        saved(store, tmp_path / f"step-{value}", value)
+    damage(tmp_path / "step-2" / "manifest.json")
+    assert value_of(store.open_latest(tmp_path)) == 1
+    assert "step-2 is damaged" in caplog.text
+    assert "The manifest cannot be used" in caplog.text
+    assert "step-2/manifest.json" in caplog.text
+
+
+def test_the_head_of_a_manifest_is_enough_for_the_order(store, tmp_path):
+    """The head that listing reads is that which saving writes."""
+    for step in (None, 0, -3, 10**15):
+        saved(store, tmp_path / f"{step}", step=step)
+    assert [each.number for each in store.look(tmp_path)] == [1, 2, 3, 4]
+    assert [each.manifest().time == each.time for each in store.look(tmp_path)] == [True] * 4
 
 
 def test_sizes_alone_are_looked_at_when_asked(store, tmp_path):

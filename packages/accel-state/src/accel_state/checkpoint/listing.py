@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +15,30 @@ from .places import committed, side_of
 from .trouble import explaining
 from .verify import read_manifest
 
+# Of a manifest its first lines are enough for the order; the rest may be long.
+_HEAD = 1024
+_NUMBER = re.compile(
+    rb'[^\n]+\n"number": (\d{1,15}),\n"step": (?:null|-?\d{1,20}),\n"time": "([^"\n]{0,60})",\n'
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A committed checkpoint; ``fault`` says why its manifest cannot be read, and there is none then."""
+    """A committed checkpoint. Without a ``number`` it is damaged, and has no place among the others."""
 
     path: Path
-    manifest: Manifest | None
-    fault: str = ""
+    number: int | None
+    time: str = ""
+
+    def manifest(self) -> Manifest:
+        """Return what it says about itself; raise CheckpointError when that cannot be read."""
+        return read_manifest(self.path)
 
 
 def checkpoints(directory: Path) -> list[Listed]:
     """Return the committed checkpoints in ``directory`` in the order of their commits.
 
-    Those whose manifest cannot be read have no place in that order and come first.
+    Those that lack a number come first. Links are left out: what they lead to would be there twice.
     A folder that does not exist holds none; raises CheckpointError for one that cannot be listed.
     """
     with explaining("list the checkpoints", directory):
@@ -50,15 +61,17 @@ def _counts(path: Path) -> bool:
 
 def _look(path: Path) -> Listed:
     try:
-        return Listed(path, read_manifest(path))
-    except CheckpointError as error:
-        return Listed(path, None, f"{MANIFEST}: {error.what}")
+        with (path / MANIFEST).open("rb") as stream:
+            found = _NUMBER.match(stream.read(_HEAD))
+    except OSError:
+        found = None
+    if found is None:
+        return Listed(path, None)
+    return Listed(path, int(found[1]), found[2].decode("ascii", "replace"))
 
 
 def _order(each: Listed) -> tuple[int, str, str]:
-    if each.manifest is None:
-        return -1, "", each.path.name
-    return each.manifest.number, each.manifest.time, each.path.name
+    return -1 if each.number is None else each.number, each.time, each.path.name
 
 
 def next_number(directory: Path) -> int:
@@ -66,8 +79,16 @@ def next_number(directory: Path) -> int:
 
     Counted, not timed: the clocks of two machines that save one after the other may disagree.
     """
-    numbers = [each.manifest.number for each in checkpoints(directory) if each.manifest is not None]
-    return max(numbers, default=0) + 1
+    return max((each.number or 0 for each in checkpoints(directory)), default=0) + 1
 
 
-__all__ = ["Listed", "checkpoints", "next_number"]
+def why_not(each: Listed) -> str:
+    """Return what is wrong with a checkpoint that lacks a number."""
+    try:
+        each.manifest()
+    except CheckpointError as error:
+        return f"{MANIFEST}: {error.what}"
+    return f"{MANIFEST}: its first lines are not those of a manifest"
+
+
+__all__ = ["Listed", "checkpoints", "next_number", "why_not"]

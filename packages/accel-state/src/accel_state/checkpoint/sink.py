@@ -14,7 +14,7 @@ import torch
 from accel_core.errors import CheckpointError
 
 from . import plain_json
-from .files import Files
+from .files import Files, open_to_read
 from .hashing import ALGORITHM, read_hash, written
 from .manifest import Entry, FileRecord, TensorRecord
 from .naming import MANIFEST, fit
@@ -119,7 +119,7 @@ class CheckpointSink:
         for path in paths:
             file = self.folder / path
             with explaining("read back a file of the checkpoint", file):
-                descriptor = os.open(file, os.O_RDWR)
+                descriptor = open_to_read(file)
                 try:
                     self._files.sync(descriptor)
                 finally:

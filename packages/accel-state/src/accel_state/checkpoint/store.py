@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from accel_core.errors import CheckpointError
+from accel_core.errors import CheckpointError, CollectiveError
 from accel_core.protocols import Collectives, LonelyCollectives, StateSink
 
 from .agreement import together, withdraw
 from .files import Files
-from .listing import Listed, checkpoints, next_number
+from .listing import Listed, checkpoints, next_number, why_not
 from .places import Lock, claim, committed, discard, replaced, tidy
 from .publish import merged, publish, replaceable
 from .rotation import surplus
@@ -51,7 +51,9 @@ class CheckpointStore:
         try:
             yield sink
         except Exception as error:
-            self.abort(sink, error)
+            # Where a rank is gone the others cannot be told, and what it was raised for is worth more.
+            with suppress(CollectiveError):
+                self.abort(sink, error)
             raise
         except BaseException:
             # An interrupt may have reached this rank alone: waiting for the others could be for ever.
@@ -182,11 +184,11 @@ class CheckpointStore:
         return None
 
     def listed(self, directory: str | Path) -> list[str]:
-        """Return committed checkpoints, oldest first; those without a readable manifest are left out."""
-        return [str(each.path) for each in checkpoints(Path(directory)) if each.manifest is not None]
+        """Return committed checkpoints, oldest first; those that cannot tell their place are left out."""
+        return [str(each.path) for each in checkpoints(Path(directory)) if each.number is not None]
 
     def look(self, directory: str | Path) -> list[Listed]:
-        """Return all committed checkpoints with their manifests, damaged ones too."""
+        """Return all committed checkpoints, damaged ones too, for those who show them."""
         return checkpoints(Path(directory))
 
     # -- inside ----------------------------------------------------------------------------------
@@ -273,13 +275,14 @@ def _folder(path: str | Path) -> Path:
 def _newest_first(directory: Path) -> list[str]:
     found = checkpoints(directory)
     for each in found:
-        if each.manifest is None:
-            _logger.warning("The checkpoint %s is damaged and left out: %s", each.path, each.fault)
-    return [str(each.path) for each in reversed(found) if each.manifest is not None]
+        if each.number is None:
+            _logger.warning("The checkpoint %s is damaged and left out: %s", each.path, why_not(each))
+    return [str(each.path) for each in reversed(found) if each.number is not None]
 
 
 def _skipped(path: str, error: CheckpointError) -> None:
-    _logger.warning("The checkpoint %s is damaged, the one before it is tried: %s", path, error.what)
+    what = f"{error.what} ({error.where})"
+    _logger.warning("The checkpoint %s is damaged, the one before it is tried: %s", path, what)
 
 
 def _own(sink: StateSink) -> CheckpointSink:
