@@ -38,7 +38,7 @@ def sign(path, value):
 
 
 def raw_sign(path, rest, **head):
-    known = {"format": "accel-checkpoint", "version": 1, "algorithm": "xxh3_128"} | head
+    known = {"format": "accel-checkpoint", "version": 1, "algorithm": "xxh3_128-64MiB"} | head
     known["hash"] = xxhash.xxh3_128(rest).hexdigest()
     (path / "manifest.json").write_bytes(json.dumps(known)[:-1].encode() + b",\n" + rest)
 

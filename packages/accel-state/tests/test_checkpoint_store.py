@@ -60,7 +60,7 @@ def test_the_manifest_says_what_is_there(store, tmp_path):
     assert (manifest["format"], manifest["version"], manifest["algorithm"]) == (
         "accel-checkpoint",
         1,
-        "xxh3_128",
+        "xxh3_128-64MiB",
     )
     assert (manifest["step"], manifest["world_size"], manifest["number"]) == (12, 1, 1)
     assert manifest["entries"]["unit/model"] == {
@@ -101,7 +101,7 @@ def test_files_written_beside_the_names_are_hashed_too(store, tmp_path):
     assert source.names() == []
     assert list(source.manifest.files) == ["hook/config.json"]
     damage(tmp_path / "one" / "hook" / "config.json")
-    with pytest.raises(CheckpointError, match=r"hook/config\.json: its xxh3_128 is"):
+    with pytest.raises(CheckpointError, match=r"hook/config\.json: its xxh3_128-64MiB is"):
         store.open(tmp_path / "one")
 
 
@@ -319,7 +319,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(store, tmp_pat
         assert value_of(store.open_latest(tmp_path)) == 1
     text = caplog.text
     assert "step-4 is damaged" in text
-    assert "unit/model.safetensors: its xxh3_128 is" in text
+    assert "unit/model.safetensors: its xxh3_128-64MiB is" in text
     assert "engine/state.bin: has 5 bytes instead of 5,000" in text
     assert "step-2" in text
     assert "manifest.json" in text

@@ -5,11 +5,12 @@ import tracemalloc
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_core.errors import CheckpointError
-from accel_state.checkpoint import CheckpointStore
+from accel_state.checkpoint import CheckpointStore, Files, hashing
 
 DTYPES = [
     torch.bool,
@@ -240,3 +241,44 @@ def test_a_save_copies_no_tensor(tmp_path):
         tracemalloc.stop()
     # 32 MiB were saved and verified: what Python allocated is headers and two buffers of a megabyte.
     assert peak < 6 << 20
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, 4096], ids="{:+d}".format)
+def test_the_hash_of_a_large_file_is_that_of_its_parts(tmp_path, monkeypatch, extra):
+    """Parts of 4096 bytes instead of 64 MiB: written in pieces, read in parts, and computed here."""
+    monkeypatch.setattr("accel_state.checkpoint.hashing.PART", 4096)
+    data = bytes(range(256)) * 48 + bytes(4096)
+    data = data[: 3 * 4096 + extra]
+    pieces = [memoryview(data)[begin : begin + 1000] for begin in range(0, len(data), 1000)]
+    parts = [xxhash.xxh3_128(data[begin : begin + 4096]).digest() for begin in range(0, len(data), 4096)]
+    expected = xxhash.xxh3_128(b"".join(parts)).hexdigest()
+    assert hashing.written(Files(), tmp_path / "file", iter(pieces)) == (len(data), expected)
+    assert hashing.read_hash(tmp_path / "file") == (len(data), expected)
+
+
+def test_damage_in_any_part_of_a_large_file_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("accel_state.checkpoint.hashing.PART", 1000)
+    store = CheckpointStore()
+    with store.save(tmp_path / "one") as sink:
+        sink.tensors("x", {"a": torch.arange(1000)})
+    (file,) = tmp_path.rglob("*.safetensors")
+    data = file.read_bytes()
+    for place in range(0, len(data), 250):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"x\.safetensors: its xxh3"):
+            store.open(tmp_path / "one")
+    # Parts that changed places have the same hashes in another order.
+    file.write_bytes(data[:2000] + data[3000:4000] + data[2000:3000] + data[4000:])
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: its xxh3"):
+        store.open(tmp_path / "one")
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_come_back_on_the_cpu(tmp_path):
+    base = torch.randn(3000, 1000, device="cuda")
+    found = stored(
+        tmp_path, {"base": base, "turned": base.t(), "alone": torch.randn(4, 5, device="cuda").t()}
+    )
+    same(found["base"], base.cpu())
+    assert found["turned"].data_ptr() == found["base"].data_ptr()
+    assert found["turned"].equal(base.t().cpu())

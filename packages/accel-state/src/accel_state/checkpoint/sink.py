@@ -15,7 +15,7 @@ from accel_core.errors import CheckpointError
 
 from . import plain_json
 from .files import Files, open_to_read
-from .hashing import ALGORITHM, read_hash, written
+from .hashing import read_hash, written
 from .manifest import Entry, FileRecord, TensorRecord
 from .naming import MANIFEST, fit
 from .places import Lock
@@ -124,7 +124,7 @@ class CheckpointSink:
                     self._files.sync(descriptor)
                 finally:
                     os.close(descriptor)
-                found[path] = FileRecord(*read_hash(file, ALGORITHM))
+                found[path] = FileRecord(*read_hash(file))
         return found
 
     # -- inside ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Literal
 from accel_core.errors import CheckpointError
 
 from .files import open_to_read
-from .hashing import read_hash
+from .hashing import joined, part_hash, parts_of
 from .manifest import MOST_BYTES, Entry, Manifest, TensorRecord, decode
 from .naming import MANIFEST
 from .sink import plain_files
@@ -112,20 +112,29 @@ def _folder_faults(folder: Path, entry: Entry, manifest: Manifest) -> list[str]:
 
 
 def _hash_faults(folder: Path, manifest: Manifest, paths: Iterable[str]) -> list[str]:
-    def look(path: str) -> str:
-        record = manifest.files[path]
+    def look(task: tuple[str, int]) -> bytes | str:
+        path, number = task
         try:
-            size, found = read_hash(folder / path, manifest.algorithm)
+            return part_hash(folder / path, number)
         except OSError as error:
-            return f"{path}: {explained(error, 'read it', folder / path).what}"
-        if (size, found) != (record.size, record.hash):
-            return f"{path}: its {manifest.algorithm} is {found} instead of {record.hash}"
-        return ""
+            return explained(error, "read it", folder / path).what
 
     # The largest first, so that none is left over at the end for one thread.
     ordered = sorted(paths, key=lambda path: -manifest.files[path].size)
+    tasks = [(path, number) for path in ordered for number in parts_of(manifest.files[path].size)]
+    parts: dict[str, list[bytes]] = {path: [] for path in ordered}
+    wrong: dict[str, str] = {}
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "accel-verify") as threads:
-        return [sentence for sentence in threads.map(look, ordered) if sentence]
+        for (path, _), found in zip(tasks, threads.map(look, tasks), strict=True):
+            if isinstance(found, str):
+                wrong[path] = found
+            else:
+                parts[path].append(found)
+    for path in ordered:
+        expected = manifest.files[path].hash
+        if path not in wrong and joined(parts[path]) != expected:
+            wrong[path] = f"its {manifest.algorithm} is {joined(parts[path])} instead of {expected}"
+    return [f"{path}: {what}" for path, what in wrong.items()]
 
 
 def placed(folder: Path, entry: Entry) -> dict[str, Place]:
