@@ -274,3 +274,34 @@ def test_a_device_that_is_not_here_is_named() -> None:
         pytest.skip("this machine has CUDA devices")
     with pytest.raises(CapabilityError, match="'cuda' cannot be used"):
         process.start(device="cuda")
+
+
+def test_a_gather_on_one_rank_beside_a_backward_on_the_other_is_named_on_both(pool: Any) -> None:
+    """Nothing announces torch's own reductions: what the ranks say is where each stopped in the end."""
+
+    def part_ways() -> str:
+        from datetime import timedelta
+
+        from accel.utils import InitProcessGroupKwargs
+
+        patience = InitProcessGroupKwargs(backend="gloo", timeout=timedelta(seconds=3))
+        accelerator = start(kwargs_handlers=[patience])
+        model = accelerator.prepare(nn.Linear(2, 1))
+        loss = model(torch.ones(4, 2)).sum()
+        try:
+            if accelerator.is_main_process:
+                accelerator.gather(torch.ones(1))
+            accelerator.backward(loss)
+        except CollectiveError as error:
+            return str(error)
+        return "nothing was raised"
+
+    from accel_core.errors import CollectiveError
+
+    first, second = pool.run(2, part_ways, timeout=60)
+    assert "gather" in first
+    assert "backward" in second
+    # Who hears of the other depends on who gives up first; each says where it stands itself.
+    assert "Where the ranks stopped" in first
+    assert "Where the ranks stopped" in second
+    assert "backward at" in first or "gather" in second

@@ -93,7 +93,8 @@ def test_the_compiler_of_the_file_is_passed_on(folder):
     folder.write(
         "conf.yaml",
         "dynamo_config:\n  dynamo_backend: INDUCTOR\n  dynamo_mode: reduce-overhead\n"
-        "  dynamo_use_dynamic: true\n  dynamo_use_fullgraph: false\n  dynamo_use_regional_compilation: true\n",
+        "  dynamo_use_dynamic: true\n  dynamo_use_fullgraph: false\n"
+        "  dynamo_use_regional_compilation: true\n",
     )
     words = ("--config_file", "conf.yaml", "--dynamo_mode=max-autotune", "show.py")
     assert folder.launch(*words, env={"ACCELERATE_DYNAMO_BACKEND": "eager"}).returncode == 0

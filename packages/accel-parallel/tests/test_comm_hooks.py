@@ -317,9 +317,16 @@ def test_options_that_torch_refuses_are_refused_when_the_strategy_is_made(option
         strategy(comm_hook="power_sgd", comm_state_option=options, collectives=LonelyCollectives())
 
 
-def test_a_hook_on_one_process_is_refused():
-    with pytest.raises(CapabilityError, match="comm_hook='bf16' has nothing to send on one process"):
-        strategy(name="single", comm_hook="bf16", collectives=LonelyCollectives())
+def test_a_hook_on_one_process_rests_and_gradients_are_exact():
+    alone = strategy(name="single", comm_hook="bf16", collectives=LonelyCollectives())
+    model, plain = network(), network()
+    plain.load_state_dict(model.state_dict())
+    shared = alone.wrap(Unit(name="model", model=model)).model
+    inputs = next(iter(plain.parameters())).new_ones(4, next(iter(plain.parameters())).shape[1])
+    alone.backward(shared(inputs).sum())
+    plain(inputs).sum().backward()
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
 
 
 def registered_by_hand():

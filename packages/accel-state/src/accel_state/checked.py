@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
+    from accel_core.errors import CollectiveError
     from accel_core.protocols import Collectives, ReduceOp
 
 _EXCHANGES = "exchanges"
@@ -114,6 +115,10 @@ class CheckedCollectives:
         made = self.inner.group(members)
         board = self.board.part(members)
         return CheckedCollectives(made, board) if isinstance(made, TorchCollectives) else made
+
+    def explain(self, name: str, error: Exception) -> CollectiveError | None:
+        """Do as `TorchCollectives.explain`."""
+        return self.inner.explain(name, error)
 
     def close(self) -> None:
         """Let go of a group that was destroyed."""

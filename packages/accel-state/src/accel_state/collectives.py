@@ -291,12 +291,16 @@ class TorchCollectives:
         except (RuntimeError, ValueError) as error:
             raise self._explain(name, error, subject) from error
 
+    def explain(self, name: str, error: Exception) -> CollectiveError | None:
+        """Return what ``error`` in torch's own communication ``name`` means, with where the ranks stopped.
+
+        None when it is about neither a rank that is late nor one that is lost.
+        """
+        return self._explain(name, error, None) if any(_signs(error)) else None
+
     def _explain(self, name: str, error: Exception, subject: Any) -> CollectiveError:
-        text = str(error)
-        first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-        lowered = text.lower()
-        late = "timed out" in lowered or "timeout" in lowered
-        lost = any(sign in lowered for sign in ("connection", "peer", "socket", "broken pipe"))
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        late, lost = _signs(error)
         if late:
             what = f"{name} did not finish within {self.timeout}: a rank did not call it, or is late"
             fix = (
@@ -320,6 +324,13 @@ class TorchCollectives:
             members = dist.get_process_group_ranks(self._group)
             what += last_words(members, self.rank, f"{name} at {line}")
         return CollectiveError(what, where=where, fix=fix)
+
+
+def _signs(error: Exception) -> tuple[bool, bool]:
+    """Return whether ``error`` speaks of a rank that is late, and of one that is lost."""
+    text = str(error).lower()
+    late = "timed out" in text or "timeout" in text
+    return late, any(sign in text for sign in ("connection", "peer", "socket", "broken pipe"))
 
 
 class NoCollectives:

@@ -60,12 +60,12 @@ class DataLoaderConfiguration(Config):
     use_stateful_dataloader: bool = False
     """Loaders come from torchdata and can save their position."""
     sharding: str = "auto"
-    """What ranks hold: ``global``, all the whole data; ``sharded``, each its own part; ``auto``: looked up."""
+    """What ranks hold: ``global``, all of the data; ``sharded``, each its own part; ``auto``: looked up."""
     audit: str = "first_batches"
     """When ranks compare what they read: ``first_batches``, all through each ``epoch``, or ``off``."""
     uneven: str | None = None
-    """What happens where ranks run out of data at different steps: ``stop_all``, ``pad_masked``, ``cycle``, or
-    ``independent`` for no agreement at all; None decides by ``even_batches`` and the kind of data."""
+    """What happens where ranks run out of data at different steps: ``stop_all``, ``pad_masked``, ``cycle``,
+    or ``independent`` for no agreement at all; None decides by ``even_batches`` and the kind of data."""
 
     def faults(self) -> Iterator[Fault]:
         """Yield everything that is wrong."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
+    from .abilities import ExplainsFailures as ExplainsFailures
     from .abilities import GuardsSteps as GuardsSteps
     from .abilities import JoinsUneven as JoinsUneven
     from .abilities import SyncsLate as SyncsLate
@@ -44,6 +45,7 @@ _NAMES = {
     "DeviceMemory": ".device",
     "DeviceRNG": ".device",
     "GradientOps": ".strategy",
+    "ExplainsFailures": ".abilities",
     "GuardsSteps": ".abilities",
     "JoinsUneven": ".abilities",
     "LaunchSpec": ".command",

@@ -1,4 +1,4 @@
-"""What some strategies can do beyond `Strategy`; who needs it asks with ``isinstance``, never by name."""
+"""What some strategies and groups can do beyond their protocol; who needs it asks with ``isinstance``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    from accel_core.errors import CollectiveError
 
 
 @runtime_checkable
@@ -58,4 +60,13 @@ class GuardsSteps(Protocol):
         """Raise StateError when ``optimizer`` is about to apply gradients that were never averaged."""
 
 
-__all__ = ["GuardsSteps", "JoinsUneven", "SyncsLate", "TrainsAlone"]
+@runtime_checkable
+class ExplainsFailures(Protocol):
+    """A group that can tell what a failure of torch's own communication on it means."""
+
+    def explain(self, name: str, error: Exception) -> CollectiveError | None:
+        """Return what ``error`` in ``name`` means, None when it is not about communication."""
+        ...
+
+
+__all__ = ["ExplainsFailures", "GuardsSteps", "JoinsUneven", "SyncsLate", "TrainsAlone"]

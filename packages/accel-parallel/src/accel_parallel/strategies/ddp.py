@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from accel_core.enums import DDPCommunicationHookType
 from accel_core.errors import CapabilityError, PrepareError, StateError
-from accel_core.protocols import StrategyBase, StrategyContext, Unit
+from accel_core.protocols import ExplainsFailures, StrategyBase, StrategyContext, Unit
 from accel_parallel import join, local_sgd
 from accel_parallel.compiling import compile_model
 from accel_parallel.container import SharedModel
@@ -189,14 +189,26 @@ class DataParallel(StrategyBase):
         """Compute gradients; the container averages them unless forward ran under ``no_sync``.
 
         Raises CollectiveError when gradients that should have been averaged were not: they came about
-        without the container's forward, or belong to parameters that were frozen at `wrap`.
+        without the container's forward, or belong to parameters that were frozen at `wrap`. Raises it too
+        when a rank did not come to average them in time, or is gone.
         """
         watches = list(self._watches.values())
         for watch in watches:
             watch.before(loss)
-        loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+        try:
+            loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            self._explain(error)
+            raise
         for watch in watches:
             watch.check()
+
+    def _explain(self, error: RuntimeError) -> None:
+        """Raise what ``error`` means when it came of the communication between the ranks."""
+        group = self.batches
+        told = group.explain("backward", error) if isinstance(group, ExplainsFailures) else None
+        if told is not None:
+            raise told from error
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Raise StateError when ``optimizer`` is about to apply gradients that were never averaged."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel_core.enums import DDPCommunicationHookType
 from accel_core.errors import CapabilityError
 from accel_core.protocols import StrategyBase, StrategyContext, Unit
 from accel_parallel.compiling import compile_model
@@ -21,20 +20,12 @@ from accel_parallel.states import PlainState
 class Single(StrategyBase):
     """Train on one device: the model is placed and converted to the precision, and not wrapped.
 
-    Raises CapabilityError for a communication hook in ``context.settings["ddp"]``: nothing is sent.
+    ``context.settings["ddp"]`` is left aside, communication hooks too: there is nothing to send.
     """
 
     name = "single"
 
     def __init__(self, context: StrategyContext) -> None:
-        hook = getattr(context.settings.get("ddp"), "comm_hook", DDPCommunicationHookType.NO)
-        if hook != DDPCommunicationHookType.NO:
-            raise CapabilityError(
-                f"comm_hook={str(hook)!r} has nothing to send on one process, and gradients would not be"
-                " rounded as on several",
-                where="DistributedDataParallelKwargs",
-                fix="leave comm_hook out when PartialState().num_processes is 1",
-            )
         self.context = context
         self.batches = context.collectives
         self.gradients = TorchGradients()
