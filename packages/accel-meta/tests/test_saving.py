@@ -92,3 +92,23 @@ def test_documented_places_hold_the_same_things() -> None:
             if name in utils.__all__:
                 assert getattr(place, name) is getattr(utils, name)
     assert accel.utils.environment.patch_environment is utils.patch_environment
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AutocastKwargs",
+        "DDPCommunicationHookType",
+        "DataLoaderConfiguration",
+        "DistributedDataParallelKwargs",
+        "DistributedType",
+        "GradScalerKwargs",
+        "InitProcessGroupKwargs",
+        "ProfileKwargs",
+        "find_executable_batch_size",
+        "synchronize_rng_states",
+    ],
+)
+def test_what_the_documents_import_from_the_top_is_there(name: str) -> None:
+    assert name in accel.__all__
+    assert getattr(accel, name) is getattr(utils, name)

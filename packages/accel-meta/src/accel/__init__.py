@@ -13,11 +13,21 @@ from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
     from accel_bigmodel import init_empty_weights as init_empty_weights
+    from accel_core.config import AutocastKwargs as AutocastKwargs
+    from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
+    from accel_core.config import DistributedDataParallelKwargs as DistributedDataParallelKwargs
+    from accel_core.config import GradScalerKwargs as GradScalerKwargs
+    from accel_core.config import InitProcessGroupKwargs as InitProcessGroupKwargs
+    from accel_core.config import ProfileKwargs as ProfileKwargs
+    from accel_core.enums import DDPCommunicationHookType as DDPCommunicationHookType
+    from accel_core.enums import DistributedType as DistributedType
     from accel_core.logging import get_logger as get_logger
     from accel_data import skip_first_batches as skip_first_batches
     from accel_state import AcceleratorState as AcceleratorState
     from accel_state import GradientState as GradientState
     from accel_state import PartialState as PartialState
+    from accel_state import find_executable_batch_size as find_executable_batch_size
+    from accel_state import synchronize_rng_states as synchronize_rng_states
 
     from . import utils as utils
     from .accelerator import Accelerator as Accelerator
@@ -25,11 +35,21 @@ if TYPE_CHECKING:
 _NAMES = {
     "Accelerator": ".accelerator",
     "AcceleratorState": "accel_state",
+    "AutocastKwargs": "accel_core.config",
+    "DDPCommunicationHookType": "accel_core.enums",
+    "DataLoaderConfiguration": "accel_core.config",
+    "DistributedDataParallelKwargs": "accel_core.config",
+    "DistributedType": "accel_core.enums",
+    "GradScalerKwargs": "accel_core.config",
     "GradientState": "accel_state",
+    "InitProcessGroupKwargs": "accel_core.config",
     "PartialState": "accel_state",
+    "ProfileKwargs": "accel_core.config",
+    "find_executable_batch_size": "accel_state",
     "get_logger": "accel_core.logging",
     "init_empty_weights": "accel_bigmodel",
     "skip_first_batches": "accel_data",
+    "synchronize_rng_states": "accel_state",
     "utils": ".utils",
 }
 __all__ = list(_NAMES)
