@@ -168,8 +168,9 @@ def test_pickles_are_never_read(checkpoint, tmp_path):
 )
 def test_unknown_versions_are_named(checkpoint, head, reason):
     forge(checkpoint, lambda value: value.update(head))
-    with pytest.raises(CheckpointError, match=reason):
+    with pytest.raises(CheckpointError, match=reason) as caught:
         opened(checkpoint)
+    assert caught.value.where.endswith("manifest.json")
 
 
 def test_a_million_entries_are_refused(checkpoint):

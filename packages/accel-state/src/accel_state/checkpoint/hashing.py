@@ -64,11 +64,12 @@ def joined(parts: Sequence[bytes]) -> str:
 _ALGORITHMS: dict[str, Callable[[], Hasher]] = {ALGORITHM: Hasher}
 
 
-def hasher(algorithm: str) -> Hasher:
+def hasher(algorithm: str, where: str = "") -> Hasher:
     """Return a new hash of that name; raise CheckpointError when this version does not know it."""
     if algorithm not in _ALGORITHMS:
         raise CheckpointError(
             f"Unknown hash {algorithm[:40]!r}; known: {', '.join(_ALGORITHMS)}",
+            where=where,
             fix="read it with the version of accel-state that wrote it, or a newer one",
         )
     return _ALGORITHMS[algorithm]()

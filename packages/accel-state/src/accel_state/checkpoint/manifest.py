@@ -163,7 +163,7 @@ def decode(data: bytes, where: str) -> Manifest:
             where=where,
             fix="read it with the version of accel-state that wrote it, or a newer one",
         )
-    hasher(algorithm)
+    hasher(algorithm, where)
     if digest(memoryview(data)[first.end() :], algorithm) != expected:
         raise _damaged("it is not what was written (its hash differs)", where)
     value = parse(data, where)
