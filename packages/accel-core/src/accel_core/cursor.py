@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dis import opmap
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,8 +22,10 @@ class Place(NamedTuple):
     frame: int
     instruction: int
     generator: bool
+    by_for: bool
+    """It stands at a ``for``, and not at ``next`` or another call."""
     looping: bool
-    """It is advanced by a ``for``, and not by ``next`` or another call."""
+    """That ``for`` advances the loader, through generators at most."""
 
 
 class LoaderCursor:
@@ -75,8 +77,8 @@ class LoaderCursor:
         """The batch in the loop body's hand."""
         self.number = 0
         """Batches handed out so far, this one included."""
-        self.asked: set[int] = set()
-        """Numbers of rows that were gathered for metrics before this batch."""
+        self.asked: set[tuple[int, int]] = set()
+        """Rows that were gathered for metrics before this batch, and the samples of the batch they were of."""
         self.previous: tuple[ref[Any], ...] = ()
         """What the batch before held; noted where this one has padding."""
         self.path: tuple[Place, ...] = ()
@@ -150,8 +152,8 @@ def calling_path(outside: str = "accel_data") -> tuple[Place, ...]:
     while frame is not None:
         code, at = frame.f_code, frame.f_lasti
         generator = bool(code.co_flags & _GENERATOR)
-        looping = inside and at >= 0 and code.co_code[at] == _FOR
-        found.append(Place(id(frame), at, generator, looping))
+        by_for = at >= 0 and code.co_code[at] == _FOR
+        found.append(Place(id(frame), at, generator, by_for, inside and by_for))
         inside = inside and generator
         frame = frame.f_back
     return tuple(reversed(found))
@@ -166,11 +168,7 @@ def side_by_side(outer: LoaderCursor, inner: LoaderCursor, here: tuple[Place, ..
 
     ``here``: the `calling_path` of whoever asks; a loop in whose body that stands is a loop inside.
     """
-    shared = 0
-    for one, other in zip(outer.path, inner.path, strict=False):
-        if one.frame != other.frame:
-            break
-        shared += 1
+    shared = _shared(outer, inner)
     if not shared or outer.path[shared - 1].instruction == inner.path[shared - 1].instruction:
         return True
     running = {place.frame for place in here}
@@ -181,4 +179,37 @@ def side_by_side(outer: LoaderCursor, inner: LoaderCursor, here: tuple[Place, ..
     return not inner.path[last].looping
 
 
-__all__ = ["Closed", "LoaderCursor", "Place", "calling_path", "side_by_side"]
+def _shared(outer: LoaderCursor, inner: LoaderCursor) -> int:
+    """Return how many frames have begun both loops."""
+    shared = 0
+    for one, other in zip(outer.path, inner.path, strict=False):
+        if one.frame != other.frame:
+            break
+        shared += 1
+    return shared
+
+
+def standing_in(cursors: Sequence[LoaderCursor], here: tuple[Place, ...]) -> list[LoaderCursor]:
+    """Return the running loop whose body ``here`` is in; all of them where several advance by one ``zip``.
+
+    A loader that is advanced by ``next`` is no loop, and neither is one whose reader has returned: the
+    end of its data is not the end of the loop.
+    """
+    found = [cursors[-1]]
+    running = {place.frame for place in here}
+    for outer in reversed(cursors[:-1]):
+        inner = found[0]
+        shared = _shared(outer, inner)
+        if not shared:
+            break
+        if outer.path[shared - 1].instruction == inner.path[shared - 1].instruction:
+            found.insert(0, outer)
+            continue
+        last = max((at for at, place in enumerate(inner.path) if place.frame in running), default=-1)
+        if last >= shared - 1 and inner.path[last].by_for:
+            break
+        found = [outer]
+    return found
+
+
+__all__ = ["Closed", "LoaderCursor", "Place", "calling_path", "side_by_side", "standing_in"]

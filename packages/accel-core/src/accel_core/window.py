@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .cursor import Closed, LoaderCursor, calling_path
+from .cursor import Closed, LoaderCursor, calling_path, standing_in
 from .errors import ConfigError, Fault, StateError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class GradientWindow:
     __slots__ = (
         "_cursors",
         "_filled",
+        "_loops",
         "adjust_scheduler",
         "alone",
         "at_end",
@@ -100,20 +101,22 @@ class GradientWindow:
         self.sealed = False
         """Ranks stand at different steps: none may begin what all must take part in."""
         self._cursors: list[LoaderCursor] = []
+        self._loops: Sequence[LoaderCursor] | None = None
+        """The loops that micro-batches are computed in; None when that is not known yet."""
 
     # -- moved on by accumulate() ------------------------------------------------------------
 
     def advance(self) -> bool:
         """Enter the next micro-batch; return whether it closes the window."""
-        cursors = self._cursors
-        cursor = cursors[-1] if cursors and self.sync_with_dataloader else None
-        ahead = self.position == 0 and cursor is not None and not self.uneven
-        if ahead and cursor is not None and cursor.remaining is not None:
-            self.divisor = max(1, min(self.num_steps, cursor.remaining))
+        loops = self._standing() if self.sync_with_dataloader else ()
+        if loops and self.position == 0 and not self.uneven:
+            known = [loop.remaining for loop in loops if loop.remaining is not None]
+            if known:
+                self.divisor = max(1, min(self.num_steps, *known))
         self.position += 1
         self._filled = False
         self.backwards = 0
-        self.sync_gradients = self.position >= self.num_steps or (cursor is not None and cursor.end)
+        self.sync_gradients = self.position >= self.num_steps or any(loop.end for loop in loops)
         return self.sync_gradients
 
     def leave(self) -> None:
@@ -204,18 +207,28 @@ class GradientWindow:
         """Make ``cursor`` the running loader; the one before it continues when it is removed."""
         cursor.path = calling_path()
         self.closed = None
+        self._loops = None
         self._cursors.append(cursor)
 
     def remove(self, cursor: LoaderCursor) -> None:
         """Forget ``cursor``, wherever it stands: loops may be left by break, in any order."""
         if cursor in self._cursors:
             self._cursors.remove(cursor)
+            self._loops = None
         cursor.batch = None
         if cursor.valid is not None:
             outer = self.active
             self.closed = Closed(cursor.valid, cursor.world_batch, outer, outer.number if outer else 0)
         elif self.closed is not None and self.closed.outer is cursor and self.closed.number != cursor.number:
             self.closed = None
+
+    def _standing(self) -> Sequence[LoaderCursor]:
+        """Return the loops whose end is the end of the data for a micro-batch."""
+        found = self._loops
+        if found is None:
+            cursors = self._cursors
+            found = self._loops = cursors if len(cursors) < 2 else standing_in(cursors, calling_path("accel"))
+        return found
 
     @property
     def cursors(self) -> tuple[LoaderCursor, ...]:
