@@ -170,3 +170,48 @@ def test_rows_that_cannot_be_told_apart_are_refused(pool: Any) -> None:
         assert type(error).__name__ == "DataError"
         assert "3 of which are padding" in str(error)
         assert "use gather()" in str(error)
+
+
+def evaluate_means(sizes: tuple[int, ...], options: dict[str, Any]) -> dict[int, tuple[int, list[int]]]:
+    """Gather the documented ``loss.repeat(batch_size)``, and two values a sample beside it."""
+    from accel import Accelerator
+    from accel.utils import DataLoaderConfiguration
+
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
+    seen = {}
+    for count in sizes:
+        loader = accelerator.prepare(DataLoader(Numbers(count), batch_size=8))
+        means = [len(accelerator.gather_for_metrics(batch.double().mean().repeat(8))) for batch in loader]
+        pairs: list[int] = []
+        for batch in loader:
+            pairs += accelerator.gather_for_metrics(batch.repeat_interleave(2)).tolist()
+        seen[count] = (sum(means), pairs)
+    return seen
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("even", [True, False])
+def test_a_mean_repeated_for_each_sample_counts_as_many_as_there_are(
+    world: int, even: bool, pool: Any
+) -> None:
+    # With even_batches=False no rank may be without a batch in the last round.
+    sizes = tuple(range(32, 65)) if even else tuple(count for count in range(64 - 7, 65))
+    for seen in pool.run(world, evaluate_means, sizes, {"even_batches": even}):
+        for count, (means, pairs) in seen.items():
+            assert means == count
+            assert pairs == [value for value in range(count) for _ in range(2)]
+
+
+def evaluate_one_and_two_rows(count: int) -> tuple[int, int]:
+    from accel import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    one = two = 0
+    for batch in accelerator.prepare(DataLoader(Numbers(count), batch_size=8)):
+        first, second = accelerator.gather_for_metrics((batch, batch.repeat_interleave(2)))
+        one, two = one + len(first), two + len(second)
+    return one, two
+
+
+def test_two_rows_a_sample_of_half_a_batch_are_no_filling(pool: Any) -> None:
+    assert pool.run(1, evaluate_one_and_two_rows, 12) == [(12, 24)]

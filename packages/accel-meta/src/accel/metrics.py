@@ -128,13 +128,13 @@ def _keep_rows(data: Any, cursor: LoaderCursor | None, window: GradientWindow, *
     if _doubtful(cursor, window):
         for path, leaf in found:
             where = f"input_data{path}, shape {tuple(leaf.shape)}"
-            if cursor.own:
+            if cursor.own and not _filled_up(leaf, cursor):
                 _count_per_sample(leaf, cursor, where)
             _reject_others(leaf, rows(leaf), cursor, window, where, named=named)
-    cursor.asked.update(rows(leaf) for _, leaf in found)
-    if cursor.own is None:
-        return map_nested(_row, data)
-    return map_nested(lambda leaf: _row(leaf)[: _kept(leaf, cursor)], data)
+    kept = map_nested(lambda leaf: _row(leaf)[: _kept(leaf, cursor)], data)
+    size = _size(cursor)
+    cursor.asked.update((rows(leaf), size) for _, leaf in found)
+    return kept
 
 
 def _keep_objects(data: Any, cursor: LoaderCursor | None, window: GradientWindow, *, named: bool) -> Any:
@@ -144,7 +144,7 @@ def _keep_objects(data: Any, cursor: LoaderCursor | None, window: GradientWindow
     listed = isinstance(data, (list, tuple))
     if listed and _doubtful(cursor, window):
         _reject_others(None, len(data), cursor, window, f"input_data, {len(data)} objects", named=named)
-    cursor.asked.add(len(data) if listed else 1)
+    cursor.asked.add((len(data) if listed else 1, _size(cursor)))
     if cursor.own is None:
         return data
     if not cursor.own:
@@ -169,9 +169,25 @@ def _size(cursor: LoaderCursor) -> int:
     return count_rows(cursor.batch) if cursor.rows is None else cursor.rows
 
 
-def _kept(leaf: Any, cursor: LoaderCursor) -> int:
+def _kept(leaf: Any, cursor: LoaderCursor) -> int | None:
+    """Return how many rows to keep; None for all."""
+    if _filled_up(leaf, cursor):
+        return _size(cursor) if cursor.own is None else cursor.own
+    if cursor.own is None:
+        return None
     # A rank whose batch is padding altogether has nothing to keep, whatever its rows mean.
     return cursor.own * (leaf.shape[0] // _size(cursor)) if cursor.own else 0
+
+
+def _filled_up(leaf: Any, cursor: LoaderCursor) -> bool:
+    """Tell whether a short last batch comes with the rows of a full one.
+
+    So it does where a mean is repeated for each sample: ``gather_for_metrics(loss.repeat(batch_size))``.
+    """
+    if not cursor.end or not leaf.ndim or (leaf.shape[0], leaf.shape[0]) not in cursor.asked:
+        return False
+    # Where there were several rows a sample, these may be, too.
+    return bool(_size(cursor) < leaf.shape[0]) and all(count in (size, 1) for count, size in cursor.asked)
 
 
 def _count_per_sample(leaf: Any, cursor: LoaderCursor, where: str) -> None:
@@ -202,7 +218,8 @@ def _reject_others(
         )
     size = _size(cursor)
     # Several rows a sample are fine, and so are as many as they come to be, where it is so from the start.
-    unseen = rows not in cursor.asked if _inside(cursor, window) else cursor.number > 1 and not cursor.asked
+    asked = {count for count, _ in cursor.asked}
+    unseen = rows not in asked if _inside(cursor, window) else cursor.number > 1 and not asked
     if unseen and not named and rows not in (size, 1):
         raise DataError(
             f"gather_for_metrics got {rows} rows or objects for a batch of {size} samples: if they were"
