@@ -189,13 +189,22 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
             raise arguments.reduction_without_weight(reduction)
         elif window.divisor != 1:
             loss = loss / window.divisor
-        if self.scaler is not None:
-            loss = self.scaler.scale(loss)
-        self._strategy.backward(loss, sync=window.sync_gradients, **kwargs)
+        if self.scaler is None:
+            self._strategy.backward(loss, sync=window.sync_gradients, **kwargs)
+        else:
+            self._backward_scaled(self.scaler, loss, **kwargs)
         factor = window.correction if weight is None else self._weighting.settle()
         if factor != 1.0:
             self._strategy.gradients.scale_(self._window_parameters(), factor)
             window.corrected()
+
+    def _backward_scaled(self, scaler: Scaler, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Compute gradients times the loss scale, and make sure that they are added to such only."""
+        held = [(each, each.before_backward()) for each in self._registry.optimizers]
+        self._strategy.backward(scaler.scale(loss), sync=self._window.sync_gradients, **kwargs)
+        for optimizer, gradients in held:
+            if gradients is not None:
+                optimizer.after_backward(gradients)
 
     def _window_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the open window accumulates for: all, unless it names its models."""

@@ -144,10 +144,7 @@ class AcceleratedOptimizer(Optimizer):
                 self._refuse_to_drop()
             return
         self._applied = False
-        if self._is_unscaled():
-            # The step was left out on purpose; the next gradients are scaled anew.
-            self._update_scale()
-            self._unscaled = None
+        self._forget_unscaled()
         if set_to_none is None:
             self.optimizer.zero_grad()
         else:
@@ -174,6 +171,45 @@ class AcceleratedOptimizer(Optimizer):
     def _is_unscaled(self) -> bool:
         # Another optimizer's step may have updated the scale since: then these gradients are new.
         return self._unscaled is not None and self._unscaled == self._scale_count()
+
+    def before_backward(self) -> list[Any] | None:
+        """Return the gradients that were divided by the loss scale and not applied, None without any.
+
+        If somebody else has cleared them, as ``model.zero_grad()`` does, the next ones are scaled anew.
+        """
+        if self._unscaled is None:
+            return None
+        found = self._gradients()
+        # Cleared gradients may be zeros. This waits for the device, but only where a step was left out.
+        if any(gradient is not None and bool(gradient.count_nonzero()) for gradient, _ in found):
+            return found
+        self._forget_unscaled()
+        return None
+
+    def after_backward(self, before: list[Any]) -> None:
+        """Raise StateError when scaled gradients were added to those that ``before_backward`` found."""
+        if all(
+            old is new and at == now for (old, at), (new, now) in zip(before, self._gradients(), strict=True)
+        ):
+            return
+        raise StateError(
+            "backward() added gradients to some that were divided by the loss scale already: their sum has no"
+            " meaning",
+            where=f"{type(self.optimizer).__name__}: its gradients were clipped or unscaled, and neither"
+            " applied nor cleared",
+            fix="call zero_grad() where a step is left out on purpose; clip once, after the last backward",
+        )
+
+    def _forget_unscaled(self) -> None:
+        """Note that a step was left out on purpose: the next gradients are scaled anew."""
+        if self._is_unscaled():
+            self._update_scale()
+        self._unscaled = None
+
+    def _gradients(self) -> list[Any]:
+        """Return each gradient, and how often it was changed in place."""
+        found = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+        return [(gradient, None if gradient is None else gradient._version) for gradient in found]
 
     def _scale_count(self) -> int:
         return getattr(self.scaler, "updates", 0)
