@@ -64,6 +64,17 @@ class Own(IterableDataset):
             yield torch.tensor(1000 * self.epoch + 100 * rank + index)
 
 
+class Ragged(IterableDataset):
+    """Batches with ``sizes[rank]`` rows, filled with their number."""
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+    def __iter__(self):
+        for number, size in enumerate(self.sizes[dist.get_rank()]):
+            yield torch.full((size,), number)
+
+
 class OwnMap(Dataset):
     """The same, map-style."""
 
@@ -121,7 +132,18 @@ def real(seen):
     return [value for batch, mask, *_ in seen for value, ok in zip(batch, mask, strict=True) if ok]
 
 
-COUNTS = ([5, 8], [0, 3], [7, 7], [1, 0], [0, 0], [2, 9], [4, 1, 8, 3], [0, 6, 0, 1])
+COUNTS = (
+    [5, 8],
+    [0, 3],
+    [7, 7],
+    [1, 0],
+    [0, 0],
+    [2, 9],
+    [31, 12],
+    [4, 1, 8, 3],
+    [0, 6, 0, 1],
+    [40, 17, 8, 24],
+)
 
 
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
@@ -478,8 +500,57 @@ def test_votes_are_cast_while_the_batches_before_are_computed(pool):
         )
         return [group.votes for _ in loader]
 
-    # With the first batch in hand, batches 0, 1 and 2 have been read and announced; the end is the last.
-    assert pool.run_in_group(2, run) == [[3, 4, 5, 5]] * 2
+    # With the first batch in hand, batches 0 and 1 and then 2 and 3 have been announced; the end is the last.
+    assert pool.run_in_group(2, run) == [[2, 2, 3, 3]] * 2
+
+
+def test_one_vote_covers_the_batches_that_are_alike(pool):
+    def run(sizes):
+        group, window = Gloo(), GradientWindow()
+        loader = prepare_data_loader(
+            DataLoader(Ragged(sizes), batch_size=None),
+            collectives=group,
+            window=window,
+            sharding="sharded",
+            audit="off",
+        )
+        seen = [(batch.tolist(), window.active.world_batch) for batch in loader]
+        return seen, group.votes
+
+    alike = [[3] * 40, [5] * 40]
+    ragged = [[3] * 20 + [1, 2, 3, 4], [5] * 24]
+    for sizes, most in ((alike, 15), (ragged, 15)):
+        for rank, (seen, votes) in enumerate(pool.run_in_group(2, run, sizes)):
+            assert [len(batch) for batch, _ in seen] == sizes[rank]
+            assert [batch[0] for batch, _ in seen] == list(range(len(sizes[rank])))
+            assert [world for _, world in seen] == [sum(step) for step in zip(*sizes, strict=True)]
+            assert votes <= most
+    # Where the sizes change with each batch there is one vote for each, and one for the end.
+    (_, votes), _ = pool.run_in_group(2, run, [[1, 2] * 6, [3] * 12])
+    assert votes == 13
+
+
+@pytest.mark.world(2)
+@pytest.mark.parametrize("uneven", ["pad_masked", "stop_all", "cycle"])
+def test_a_failure_among_batches_read_ahead_comes_in_its_turn(pool, world, uneven):
+    def run():
+        seen = []
+        loader = prepare_data_loader(
+            DataLoader(Own([40, 40], broken=(1, 0, 26)), batch_size=2),
+            collectives=Gloo(),
+            sharding="sharded",
+            uneven=uneven,
+            audit="off",
+        )
+        try:
+            for batch in loader:
+                seen.append(batch.tolist())
+        except (LookupError, DataError) as error:
+            return seen, type(error)
+
+    ranks = pool.run_in_group(world, run)
+    assert [len(seen) for seen, _ in ranks] == [13, 13]
+    assert [kind for _, kind in ranks] == [DataError, LookupError]
 
 
 def test_streams_of_datasets_begin_again_with_their_next_order(pool):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +24,9 @@ logger = get_logger(__name__)
 NOTHING: Any = object()
 """Stands for a batch that is not there."""
 _ENDED, _HAS, _FAILED, _EMPTY = range(4)
+_AHEAD = 4
+"""Batches read ahead, which one vote covers where they are alike: a vote wakes a thread, and costs as much as
+reading a small batch."""
 _POLICIES = "uneven='stop_all', 'pad_masked' or 'cycle'"
 
 
@@ -82,12 +87,36 @@ class _Item(NamedTuple):
             return 0
         return self.rows if self.counts is None else self.counts[2]
 
-    def ballot(self) -> int:
-        return self.status | self.real << 2 | self.rows << 32
+    def alike(self, other: _Item) -> bool:
+        """Tell whether a ballot for ``self`` speaks of ``other`` too."""
+        return other.status == _HAS and (other.rows, other.real) == (self.rows, self.real)
+
+    def ballot(self, run: int = 1) -> int:
+        """Return what this rank says of the item and of those after it that are alike, ``run`` in all."""
+        return self.status | run - 1 << 2 | self.real << 5 | self.rows << 33
+
+
+def _status(vote: int) -> int:
+    return vote & 3
+
+
+def _run(vote: int) -> int:
+    return (vote >> 2 & 7) + 1
+
+
+def _real(vote: int) -> int:
+    return vote >> 5 & 0xFFFFFFF
+
+
+def _rows(vote: int) -> int:
+    return vote >> 33
 
 
 class Ends:
     """The ranks' agreement in one iteration: who has another batch, asked while the batch before is computed.
+
+    A vote is cast with the last batch that the vote before was about, and is for as many of the batches read
+    since as all ranks have alike.
 
     ``again(n)`` starts the data of this rank anew, for the n-th time. ``left()`` returns how many batches
     this rank has in all from ``first`` on, or None when it cannot know.
@@ -125,50 +154,80 @@ class Ends:
         """There is no further step."""
         self.trouble: Exception | None = None
         """Why there is none, if that is not the end of the data."""
-        self._announce()
+        self._items: deque[_Item] = deque()
+        """What was read and not handed out; the end, or a failure, comes last."""
+        self._votes: list[int] = []
+        self._agreed = 0
+        """How many of the items the latest answer is about."""
+        self._read_ahead(2)
+        self._cast()
 
     # -- one step ----------------------------------------------------------------------------
 
     def take(self) -> Step | None:
-        """Return this rank's batch of the next step, and start on the one after it; None at the end."""
-        if self.over:
+        """Return this rank's batch of the next step, and start on those after it; None at the end."""
+        if not self._agreed and not self._agree():
             return None
-        item, votes = self._item, self._answers()
-        statuses = [vote & 3 for vote in votes]
-        if not self._goes_on(statuses):
-            self.over = True
-            return None
-        ended = [rank for rank, status in enumerate(statuses) if status == _ENDED]
-        if len(ended) > len(self._known):
-            replaced = self._replace([rank for rank in ended if rank not in self._known], item)
-            if replaced is None:
-                return None
-            item, votes = replaced
-        step = self._step(item, votes)
+        item = self._items.popleft()
+        step = self._step(item, self._votes)
         self._number += 1
+        self._agreed -= 1
         if item.status == _HAS:
             self._last = item.batch
-        self._announce()
+        # Two at a time until there are enough, so that no step has to wait for many.
+        self._read_ahead(2)
+        if not self._agreed:
+            self._cast()
         return step
+
+    def _agree(self) -> bool:
+        """Wait for the answer; return whether there is a further step."""
+        if self.over:
+            return False
+        votes = self._answers()
+        statuses = [_status(vote) for vote in votes]
+        if not self._goes_on(statuses):
+            self.over = True
+            return False
+        ended = [rank for rank, status in enumerate(statuses) if status == _ENDED]
+        if len(ended) > len(self._known):
+            replaced = self._replace([rank for rank in ended if rank not in self._known], self._items[0])
+            if replaced is None:
+                return False
+            self._items[0], votes = replaced
+        self._votes = votes
+        self._agreed = min(map(_run, votes))
+        return True
 
     def _step(self, item: _Item, votes: list[int]) -> Step:
         again = item.status == _ENDED and self._policy == "cycle"
         own = None if item.real == item.rows else item.real
         if item.counts is not None and not self._known:
             return Step(item.batch, own, item.rows, again, item.counts[0], item.counts[1])
-        real, rows = sum((vote >> 2) & 0x3FFFFFFF for vote in votes), sum(vote >> 32 for vote in votes)
+        real, rows = sum(map(_real, votes)), sum(map(_rows, votes))
         padded = bool(self._known) or real < rows
         if self._sizes is not None and not padded:
             rows = self._sizes[1]
         return Step(item.batch, own, item.rows, again, real if padded else None, rows)
 
-    def _announce(self) -> None:
-        """Read one batch and start the vote on it."""
-        try:
-            self._item = self._read()
-        except Exception as error:  # noqa: BLE001 - raised again by the loop, after the other ranks know
-            self._item = _Item(_FAILED, error)
-        self._answers = self._group.vote(self._item.ballot())
+    def _cast(self) -> None:
+        """Start the vote on what was read."""
+        first = self._items[0]
+        # A rank that has ended makes up its batches one by one.
+        run = 1 if first.status != _HAS else sum(1 for _ in takewhile(first.alike, self._items))
+        self._answers = self._group.vote(first.ballot(run))
+
+    def _read_ahead(self, most: int) -> None:
+        """Read up to ``most`` batches, as long as there are any and fewer than enough."""
+        items = self._items
+        enough = 1 if self._known or self._group.world_size == 1 else _AHEAD
+        for _ in range(most):
+            if len(items) >= enough or (items and items[-1].status != _HAS):
+                return
+            try:
+                items.append(self._read())
+            except Exception as error:  # noqa: BLE001 - raised again by the loop, after the other ranks know
+                items.append(_Item(_FAILED, error))
 
     def _read(self) -> _Item:
         if not self._own_end:
@@ -197,7 +256,7 @@ class Ends:
         failed = [rank for rank, status in enumerate(statuses) if status == _FAILED]
         ended = [rank for rank, status in enumerate(statuses) if status == _ENDED]
         if failed:
-            self.trouble = self._failure(failed, self._item)
+            self.trouble = self._failure(failed, self._items[0])
         elif ended and len(ended) < len(statuses):
             if self._policy == "error":
                 self.trouble = self._uneven(ended)
@@ -226,8 +285,8 @@ class Ends:
             self._last = copied(self._last)
             item = self._started()
         votes = group.vote(item.ballot())()
-        failed = [rank for rank, vote in enumerate(votes) if vote & 3 == _FAILED]
-        empty = [rank for rank, vote in enumerate(votes) if vote & 3 == _EMPTY]
+        failed = [rank for rank, vote in enumerate(votes) if _status(vote) == _FAILED]
+        empty = [rank for rank, vote in enumerate(votes) if _status(vote) == _EMPTY]
         if failed:
             self.trouble = self._failure(failed, item)
         elif empty:
@@ -295,7 +354,8 @@ class Ends:
         if not self._known:
             return
         if self._policy == "stop_all":
-            left = self._group.all_gather_object(None if self._item.status == _ENDED else self._left() or -1)
+            mine = None if self._items[0].status == _ENDED else self._left() or -1
+            left = self._group.all_gather_object(mine)
             more = [
                 f"rank {rank}: {'at least 1' if number < 0 else max(1, number - self._number + self._first)}"
                 for rank, number in enumerate(left)

@@ -44,6 +44,8 @@ class TorchCollectives:
         self._types = backend_names(made)
         self._device = device or torch.device("cpu")
         self._side: dist.ProcessGroup | None = None
+        self._papers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Tensors of votes that were counted, for those to come."""
         self._whole = dist.get_world_size(made) == dist.get_world_size()
         self._compares = self._whole and self._types.get("cpu") == "gloo"
         self._roll = RollCall(self, self._open_channel)
@@ -181,16 +183,23 @@ class TorchCollectives:
         if self._side is None:
             self._side = self._run("vote", self._open_channel, ballot)
         side = self._side
-        mine = torch.tensor([ballot], dtype=torch.int64)
-        out = torch.empty(self.world_size, dtype=torch.int64)
+        papers = self._papers.pop() if self._papers else self._new_papers()
+        out, mine = papers
+        mine.fill_(ballot)
         work = self._run("vote", partial(_gather_into, out, mine, group=side, async_op=True), ballot)
+        found: list[int] = []
 
         def result() -> list[int]:
-            self._run("vote", work.wait, ballot)
-            found: list[int] = out.tolist()
-            return found
+            if not found:
+                self._run("vote", work.wait, ballot)
+                found.extend(out.tolist())
+                self._papers.append(papers)
+            return list(found)
 
         return result
+
+    def _new_papers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.empty(self.world_size, dtype=torch.int64), torch.empty(1, dtype=torch.int64)
 
     def group(self, ranks: Sequence[int]) -> Collectives:
         """Return the group of these ranks; every rank of this group calls it with the same list.
