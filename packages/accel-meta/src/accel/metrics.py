@@ -125,16 +125,21 @@ def _keep_rows(data: Any, cursor: LoaderCursor | None, window: GradientWindow, *
     if cursor is None:
         return map_nested(_row, data)
     found = list(leaves(data))
+    counts = {rows(leaf) for _, leaf in found}
+    full = _full(counts, cursor)
+    if full and not named and _beside_others(cursor, window):
+        full = None
     if _doubtful(cursor, window):
         for path, leaf in found:
             where = f"input_data{path}, shape {tuple(leaf.shape)}"
-            if cursor.own and not _filled_up(leaf, cursor):
+            if cursor.own and rows(leaf) != full:
                 _count_per_sample(leaf, cursor, where)
             _reject_others(leaf, rows(leaf), cursor, window, where, named=named)
-    kept = map_nested(lambda leaf: _row(leaf)[: _kept(leaf, cursor)], data)
     size = _size(cursor)
-    cursor.asked.update((rows(leaf), size) for _, leaf in found)
-    return kept
+    cursor.asked.update((count, size) for count in counts)
+    if full is None and cursor.own is None:
+        return map_nested(_row, data)
+    return map_nested(lambda leaf: _row(leaf)[: _kept(leaf, cursor, full)], data)
 
 
 def _keep_objects(data: Any, cursor: LoaderCursor | None, window: GradientWindow, *, named: bool) -> Any:
@@ -169,9 +174,9 @@ def _size(cursor: LoaderCursor) -> int:
     return count_rows(cursor.batch) if cursor.rows is None else cursor.rows
 
 
-def _kept(leaf: Any, cursor: LoaderCursor) -> int | None:
+def _kept(leaf: Any, cursor: LoaderCursor, full: int | None = None) -> int | None:
     """Return how many rows to keep; None for all."""
-    if _filled_up(leaf, cursor):
+    if full is not None and rows(leaf) == full:
         return _size(cursor) if cursor.own is None else cursor.own
     if cursor.own is None:
         return None
@@ -179,15 +184,23 @@ def _kept(leaf: Any, cursor: LoaderCursor) -> int | None:
     return cursor.own * (leaf.shape[0] // _size(cursor)) if cursor.own else 0
 
 
-def _filled_up(leaf: Any, cursor: LoaderCursor) -> bool:
-    """Tell whether a short last batch comes with the rows of a full one.
+def _full(counts: set[int], cursor: LoaderCursor) -> int | None:
+    """Return the size of the batches before where a short last one comes with as many rows; else None.
 
     So it does where a mean is repeated for each sample: ``gather_for_metrics(loss.repeat(batch_size))``.
     """
-    if not cursor.end or not leaf.ndim or (leaf.shape[0], leaf.shape[0]) not in cursor.asked:
-        return False
-    # Where there were several rows a sample, these may be, too.
-    return bool(_size(cursor) < leaf.shape[0]) and all(count in (size, 1) for count, size in cursor.asked)
+    if not cursor.end or any(count not in (size, 1) for count, size in cursor.asked):
+        # Where there were several rows a sample, these may be, too.
+        return None
+    own = _size(cursor)
+    return max((n for n in counts if n > own and (n, n) in cursor.asked), default=None)
+
+
+def _beside_others(cursor: LoaderCursor, window: GradientWindow) -> bool:
+    """Tell whether another loop advances together with this one, so that the values may be of its batch."""
+    running = [other for other in window.cursors if other.number]
+    here = calling_path("accel")
+    return running[-1] is not cursor or any(side_by_side(other, cursor, here) for other in running[:-1])
 
 
 def _count_per_sample(leaf: Any, cursor: LoaderCursor, where: str) -> None:
