@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,9 @@ import torch
 
 from accel_core.errors import AccelError, DataError
 from accel_core.nested import leaves, map_nested
+from accel_state.calls import Call
+from accel_state.operations.agreement import agree
+from accel_state.rollcall import ROOM, packed
 
 if TYPE_CHECKING:
     from accel_core.protocols import Collectives
@@ -42,23 +46,67 @@ def join_rows(data: Any, trouble: AccelError | None, group: Collectives) -> Any:
         if trouble is not None:
             raise trouble
         return data
-    headers = _exchange(_header(data, trouble), group)
-    if headers is None:
+    found = [leaf for _, leaf in leaves(data)]
+    carries: Callable[[torch.Tensor], bool] | None = getattr(group, "carries", None)
+    # Tensors on an accelerator are not waited for.
+    sends = trouble is None and carries is not None and all(map(carries, found))
+    group, headers, parts = _exchange(_header(data, trouble), group, found if sends else [])
+    if parts is not None:
+        each = _unpacked(found, headers, parts)
+        return map_nested(lambda _: next(each), data)
+    if len({header.rows for header in headers}) == 1:
         return map_nested(lambda leaf: group.all_gather(leaf).flatten(0, 1), data)
     counts: Iterator[tuple[int, ...]] = iter(zip(*(header.rows for header in headers), strict=True))
     return map_nested(lambda leaf: _join_ragged(leaf, next(counts), group), data)
 
 
-def _exchange(mine: _Header, group: Collectives) -> list[_Header] | None:
-    """Return what all ranks bring; None where it is the same. Raise on every rank what is wrong on any."""
-    alike = len(set(group.vote(mine.mark())())) == 1
-    if alike and mine.trouble is None:
-        return None
-    headers = [mine] * group.world_size if alike else group.all_gather_object(mine)
+def _exchange(
+    mine: _Header, group: Collectives, tensors: list[torch.Tensor]
+) -> tuple[Collectives, list[_Header], list[bytes] | None]:
+    """Return the group to go on with, what all ranks bring, and the bytes of ``tensors`` if they are few.
+
+    Raises on every rank what is wrong on any.
+    """
+    group, values = agree(Call.of("gather_for_metrics"), group, lambda: _message(mine, tensors))
+    parts: list[bytes] | None = None
+    if values is not None:
+        brought = [pickle.loads(value) for value in values]  # noqa: S301 - from ranks of our own group
+        headers = [header for header, _ in brought]
+        sent = [part for _, part in brought]
+        parts = None if None in sent else sent
+    elif len(set(group.vote(mine.mark())())) == 1:
+        headers = [mine] * group.world_size
+    else:
+        headers = group.all_gather_object(mine)
     _raise_trouble([header.trouble for header in headers], group)
     if len({(header.form, header.objects) for header in headers}) > 1:
         raise _unlike(headers, group)
-    return headers
+    return group, headers, parts
+
+
+def _message(mine: _Header, tensors: list[torch.Tensor]) -> bytes:
+    """Return what this rank brings, with the bytes of ``tensors`` where they are few."""
+    whole = pickle.dumps((mine, packed(tensors) if tensors else None))
+    return whole if len(whole) <= ROOM else pickle.dumps((mine, None))
+
+
+def _unpacked(
+    tensors: list[torch.Tensor], headers: list[_Header], parts: list[bytes]
+) -> Iterator[torch.Tensor]:
+    """Yield, for each of our ``tensors``, the rows of all ranks out of their bytes."""
+    starts = [0] * len(parts)
+    for place, leaf in enumerate(tensors):
+        counts = [header.rows[place] for header in headers]
+        width = leaf.shape[1:].numel() * leaf.itemsize
+        ends = [start + count * width for start, count in zip(starts, counts, strict=True)]
+        joined = bytearray().join(map(_cut, parts, starts, ends))
+        raw = torch.frombuffer(joined, dtype=torch.uint8) if joined else leaf.new_empty(0, dtype=torch.uint8)
+        yield raw.view(leaf.dtype).reshape(sum(counts), *leaf.shape[1:])
+        starts = ends
+
+
+def _cut(part: bytes, start: int, end: int) -> bytes:
+    return part[start:end]
 
 
 def _header(data: Any, trouble: AccelError | None) -> _Header:
@@ -107,7 +155,7 @@ def _raise_trouble(troubles: list[AccelError | None], group: Collectives) -> Non
 def join_objects(data: Any, trouble: AccelError | None, group: Collectives) -> list[Any]:
     """Return the objects of all ranks: the items of lists, or what else they are. Collective."""
     # An empty list on one rank is no list of tensors, as it may be on others: they must not part here.
-    _exchange(_Header((), (), trouble, objects=True), group)
+    group, _, _ = _exchange(_Header((), (), trouble, objects=True), group, [])
     found = group.all_gather_object(data)
     values = [value for value in found if not (isinstance(value, str) and value == NOTHING)]
     if all(isinstance(value, (list, tuple)) for value in values):
