@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -11,4 +12,10 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.world(1, 2)
 def test_the_loop_runs(pool, world):
     (loop,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    pool.run(world, lambda: exec(loop, {"__name__": "__main__"}))
+
+    def run():
+        # Workers of the pool draw the same numbers, processes that are launched do not.
+        torch.seed()
+        exec(loop, {"__name__": "__main__"})
+
+    pool.run(world, run)
