@@ -95,11 +95,11 @@ class BatchSamplerShard(BatchSampler):
         self.batch_size: Any = getattr(batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(batch_sampler, "drop_last", False))
         self.start = 0
+        """Local batches that the next iteration leaves out; it goes back to 0 by itself."""
         self.audited = False
         """Ranks compare the first indices of the order."""
         self.record: list[list[Any]] | None = None
         """The batches that were given out, where somebody asks for them."""
-        """Local batches that the next iteration leaves out; it goes back to 0 by itself."""
         self.tail = Tail()
         """What is known about the last batch of the latest iteration."""
         self._check()
