@@ -356,3 +356,44 @@ def filters() -> bool:
 @pytest.mark.cpu
 def test_the_filters_of_warnings_stay_as_they_were(pool: Any) -> None:
     assert pool.run(2, filters) == [True, True]
+
+
+@pytest.mark.cpu
+@pytest.mark.world(2, 4)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_forward_without_gradients_comes_before_buckets_are_rebuilt(
+    pool: Any, world: int, mode: Any
+) -> None:
+    """Ranks that end after one batch rebuild buckets while the others evaluate: both waited for ever."""
+
+    def run() -> list[torch.Tensor]:
+        from accel import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        model = accelerator.prepare(Net())
+        optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+        rank = accelerator.process_index
+        with accelerator.join_uneven_inputs([model]):
+            for number in range(3 if rank == 0 else 1):
+                inputs = torch.full((2, 4), 1.0 + rank + number, dtype=torch.float64)
+                if number:
+                    with mode():
+                        model(inputs)
+                accelerator.backward(model(inputs).square().mean())
+                optimizer.step()
+                optimizer.zero_grad()
+        accelerator.backward(model(inputs).sum())
+        return [parameter.detach().clone() for parameter in accelerator.unwrap_model(model).parameters()]
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for number in range(3):
+        ranks = range(world) if number == 0 else range(1)
+        for rank in ranks:
+            inputs = torch.full((2, 4), 1.0 + rank + number, dtype=torch.float64)
+            (model(inputs).square().mean() / len(ranks)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for found in pool.run(world, run):
+        for parameter, wanted in zip(found, model.parameters(), strict=True):
+            assert close(parameter, wanted.detach())

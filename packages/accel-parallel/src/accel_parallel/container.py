@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -14,6 +15,17 @@ class SharedModel(DistributedDataParallel):
     prepares its reducer and sends buffers; done for every method, one that rank 0 calls alone
     (``save_pretrained``) would wait for ranks that never come.
     """
+
+    def _pre_forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Prepare a forward; while ranks are joined, one without gradients too as one with them.
+
+        A rank without data agrees on new buckets in whatever forward of the others comes first. torch lets
+        these do so in a forward with gradients only, and both wait for ever (torch 2.13).
+        """
+        if torch.is_grad_enabled() or not self._join_config.enable:
+            return super()._pre_forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            return super()._pre_forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:
         """Return a parameter, buffer or submodule. Raises AttributeError, and says when the model has it."""
