@@ -450,7 +450,7 @@ def test_a_bad_weight_on_one_rank_is_named_on_the_others(steps: int, pool: Any) 
         return "nothing was raised"
 
     other, own = pool.run(2, bad)
-    assert "rank 1 gave backward() a weight that is none" in other
+    assert "rank 1 gave backward() a weight that is no count" in other
     assert "weight=-3" in own
 
 

@@ -82,3 +82,7 @@ def test_every_error_is_ours_and_in_the_tree_of_the_module():
 )
 def test_errors_are_also_what_python_programs_expect(cls, builtin):
     assert issubclass(cls, builtin)
+
+
+def test_a_list_of_faults_is_followed_by_no_empty_line() -> None:
+    assert str(AccelError("two:\n- a\n- b\n", where="here")) == "two:\n- a\n- b\n  where: here"

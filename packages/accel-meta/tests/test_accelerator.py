@@ -422,8 +422,10 @@ def test_the_scheduler_trap_is_said_once_on_the_main_process(pool: Any) -> None:
         handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("accel.prepare_api").addHandler(handler)
         accelerator = Accelerator(cpu=True)
-        for _ in range(2):
+        for _ in range(3):
             accelerator.prepare(*parts())
+            accelerator.prepare(*parts())
+            accelerator.free_memory()
         logging.getLogger("accel.prepare_api").removeHandler(handler)
         return messages
 

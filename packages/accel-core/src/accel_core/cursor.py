@@ -78,7 +78,7 @@ class LoaderCursor:
         self.number = 0
         """Batches handed out so far, this one included."""
         self.asked: set[tuple[int, int]] = set()
-        """Rows that were gathered for metrics before this batch, and the samples of the batch they were of."""
+        """Rows gathered for metrics before this batch, each with the samples of the batch they were of."""
         self.previous: tuple[ref[Any], ...] = ()
         """What the batch before held; noted where this one has padding."""
         self.path: tuple[Place, ...] = ()

@@ -43,7 +43,7 @@ class AccelError(Exception):
     def __str__(self) -> str:
         # A list of faults, one a line, gets no full stop.
         ended = "\n" in self.what or self.what.endswith((".", "?", "!"))
-        text = self.what if ended else f"{self.what}."
+        text = self.what.rstrip("\n") if ended else f"{self.what}."
         if self.where:
             text += f"\n  where: {self.where}"
         if self.fix:

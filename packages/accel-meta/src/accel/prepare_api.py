@@ -60,6 +60,7 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
     step_scheduler_with_optimizer: bool
     scaler: Scaler | None
     _strategy: Strategy
+    _schedules_told = False
 
     @overload
     def prepare(
@@ -276,9 +277,9 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         )
         if schedule_in == "samples" and mover(scheduler) is None:
             logger.warning(_SINGLE_STEPS_NOTE, type(scheduler).__name__)
-        if prepared.steps_per_update > 1 and not any(
-            each.steps_per_update > 1 for each in registry.schedulers
-        ):
+        if prepared.steps_per_update > 1 and not self._schedules_told:
+            # Once, also where everything is prepared again after free_memory().
+            self._schedules_told = True
             logger.warning(_SCHEDULER_NOTE, self.num_processes)
         registry.schedulers.append(prepared)
         registry.remember(scheduler, prepared)

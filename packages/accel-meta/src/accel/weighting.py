@@ -171,7 +171,7 @@ class Weighting:
         bad = [rank for rank, each in enumerate(brought) if math.isnan(each.weight)]
         if bad:
             raise CollectiveError(
-                f"rank {', '.join(map(str, bad))} gave backward() a weight that is none",
+                f"rank {', '.join(map(str, bad))} gave backward() a weight that is no count",
                 per_rank=brought,
                 where=self._where(),
                 fix="see the error of that rank",
