@@ -14,7 +14,6 @@ from accel_core.protocols.collectives import Collectives, LonelyCollectives
 from accel_core.window import GradientWindow
 
 from . import contract, hf
-from .audit import make_audit
 from .base import PreparedLoader
 from .batches import BatchSamplerShard
 from .checks import check_in_order, check_iteration, check_kept, check_loader, mesh_place
@@ -114,6 +113,8 @@ def prepare_data_loader(
         kept=kept or bool(files),
     )
     if not dispatch_batches:
+        from .audit import make_audit
+
         plan.audit = make_audit(audit, dataloader, group, world, kept=plan.kept, even=even_batches)
         if plan.audit is not None:
             plan.audit.uneven = uneven
