@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -145,6 +146,9 @@ def shutdown() -> None:
     if isinstance(_current.collectives, (TorchCollectives, CheckedCollectives)):
         _current.collectives.close()
     if dist.is_initialized():
+        # gloo's threads may be about to let go of the last exchange's tensors, for which they need the
+        # interpreter's lock. Where a model holds the group last, its end waits for them with that lock held.
+        time.sleep(0.02)
         dist.destroy_process_group()
 
 
