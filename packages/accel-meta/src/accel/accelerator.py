@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from operator import attrgetter
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -26,18 +27,18 @@ from accel_state import AcceleratorState, GradientState, operations
 from accel_state.memory.holders import hold
 from accel_state.memory.release import clear_device_cache
 from accel_state.process import start as process_state
-from accel_state.saving import save
 
-from . import arguments, metrics, resolve
+from . import arguments, resolve
 from .accumulation import Accumulate
 from .preparation import Registry
 from .prepare_api import PrepareAPI
 from .tools_api import ToolsAPI
 from .uneven_api import UnevenAPI
-from .weighting import Weighting
 
 if TYPE_CHECKING:
     from accel_core.protocols import Precision, Scaler, Strategy
+
+    from .weighting import Weighting
 
 T = TypeVar("T")
 _NOT_GIVEN: Any = None
@@ -120,7 +121,6 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         self._start(cpu, strategy)
         self._registry = Registry()
         hold(self, attrgetter("_registry.models"))
-        self._weighting = Weighting(self._window, self._strategy.batches)
 
     def _start(self, cpu: bool, strategy: str | None) -> None:
         """Join the processes, then build what the loop calls into. The order is the dependency."""
@@ -137,6 +137,12 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         self._strategy: Strategy = resolve.strategy(process, self._precision, settings.handlers, strategy)
         self.gradient_state = GradientState(settings.accumulation)
         self._window = self.gradient_state.window
+
+    @cached_property
+    def _weighting(self) -> Weighting:
+        from .weighting import Weighting
+
+        return Weighting(self._window, self._strategy.batches)
 
     # -- the step ----------------------------------------------------------------------------
 
@@ -281,6 +287,8 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         batch they are of, where several run side by side. Raises DataError, on every rank, when padding
         cannot be told apart, and UnevenDataError when a rank has no batch in this step.
         """
+        from . import metrics
+
         objects = use_gather_object or not metrics.all_tensors(input_data)
         group = self._strategy.batches
         return metrics.gather(input_data, self._window, group, objects=objects, loader=loader)
@@ -303,6 +311,8 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
         The file appears whole or not at all. ``save_on_each_node`` is a setting of ProjectConfiguration.
         ``safe_serialization`` writes a mapping of names to tensors as safetensors. Raises as `utils.save`.
         """
+        from accel_state.saving import save
+
         save(obj, f, self.project_configuration.save_on_each_node, safe_serialization)
 
     def unwrap_model(

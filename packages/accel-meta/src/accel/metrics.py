@@ -9,7 +9,6 @@ import torch
 from accel_core.cursor import LoaderCursor, calling_path, side_by_side
 from accel_core.errors import AccelError, DataError, UnevenDataError
 from accel_core.nested import leaves, map_nested
-from accel_data.stream import count_rows
 
 from .ragged import NOTHING, join_objects, join_rows, rows
 
@@ -171,6 +170,8 @@ def _row(leaf: torch.Tensor) -> torch.Tensor:
 
 
 def _size(cursor: LoaderCursor) -> int:
+    from accel_data.stream import count_rows
+
     return count_rows(cursor.batch) if cursor.rows is None else cursor.rows
 
 

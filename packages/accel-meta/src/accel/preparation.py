@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,7 +15,8 @@ from accel_core.errors import PrepareError
 from accel_core.protocols import Strategy, Unit
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
 
-from .units import PreparedUnit
+if TYPE_CHECKING:
+    from .units import PreparedUnit
 
 ROLES: tuple[tuple[str, type[Any]], ...] = (
     ("loader", DataLoader),

@@ -9,12 +9,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+import accel_data  # a door: what it leads to is imported with the first loader
 from accel_core.errors import PrepareError
 from accel_core.logging import get_logger
 from accel_core.protocols import GuardsSteps
-from accel_data import prepare_data_loader, skip_first_batches
 from accel_parallel import AcceleratedOptimizer, AcceleratedScheduler
-from accel_parallel.advance import mover
 from accel_state import random
 
 from .compilation import check_compiled
@@ -29,11 +28,12 @@ from .preparation import (
     wrap_units,
 )
 from .process_api import ProcessAPI
-from .request import Request, check_names, check_parts
-from .units import PreparedUnit, PreparedUnits
 
 if TYPE_CHECKING:
     from accel_core.protocols import Scaler, Strategy
+
+    from .request import Request
+    from .units import PreparedUnits
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -124,6 +124,8 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         has, a scheduler whose optimizer was not prepared or that cannot be counted so, and units that are
         none.
         """
+        from .request import Request, check_names, check_parts
+
         request = Request.of(args, units)
         check_names(self._registry, request)
         check_parts(request, self._registry.made_of)
@@ -164,6 +166,8 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
         return [self.device_placement if place is None else bool(place) for place in given]
 
     def _name_units(self, request: Request, made: Mapping[int, Any]) -> PreparedUnits:
+        from .units import PreparedUnit, PreparedUnits
+
         found: dict[str, PreparedUnit] = {}
         named = self._registry.named
         for name in request.names():
@@ -275,8 +279,11 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
             num_processes=self.num_processes,
             schedule_in=schedule_in,
         )
-        if schedule_in == "samples" and mover(scheduler) is None:
-            logger.warning(_SINGLE_STEPS_NOTE, type(scheduler).__name__)
+        if schedule_in == "samples":
+            from accel_parallel.advance import mover
+
+            if mover(scheduler) is None:
+                logger.warning(_SINGLE_STEPS_NOTE, type(scheduler).__name__)
         if prepared.steps_per_update > 1 and not self._schedules_told:
             # Once, also where everything is prepared again after free_memory().
             self._schedules_told = True
@@ -305,7 +312,7 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
             return known
         config = self._settings.loader
         batches = self._strategy.batches
-        prepared = prepare_data_loader(
+        prepared = accel_data.prepare_data_loader(
             data_loader,
             self.device,
             num_processes=batches.world_size,
@@ -336,4 +343,4 @@ class PrepareAPI(ProcessAPI, ConfigurationAPI):
 
         Raises PrepareError for a negative number, and for something that is no torch loader.
         """
-        return skip_first_batches(dataloader, num_batches)
+        return accel_data.skip_first_batches(dataloader, num_batches)

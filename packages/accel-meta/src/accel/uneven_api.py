@@ -11,7 +11,6 @@ from torch import nn
 from accel_core.errors import CapabilityError, CollectiveError, ConfigError, Fault, StateError
 from accel_core.logging import get_logger
 from accel_core.protocols import JoinsUneven, SyncsLate
-from accel_data.evenness import can_be_uneven, set_even_batches
 
 if TYPE_CHECKING:
     from accel_core.protocols import Scaler, Strategy
@@ -153,6 +152,8 @@ class UnevenAPI:
         if self._strategy.batches.world_size == 1:
             return
         loaders = self._registry.loaders
+        from accel_data.evenness import can_be_uneven, set_even_batches
+
         for loader in filter(can_be_uneven, loaders):
             stack.callback(set_even_batches, loader, set_even_batches(loader, even_batches))
         if not all(map(can_be_uneven, loaders)):

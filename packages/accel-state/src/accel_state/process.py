@@ -27,8 +27,6 @@ from accel_core.logging import RankInfo, set_rank_source
 from accel_core.protocols import LonelyCollectives
 from accel_core.topology import Topology
 
-from .board import open_board
-from .checked import CheckedCollectives
 from .collectives import NoCollectives, TorchCollectives
 from .devices.base import too_many
 from .devices.choose import detect, hardware_of
@@ -143,8 +141,10 @@ def shutdown() -> None:
     if _current is None or not _current.owns_group:
         return
     _stop_comparing()
-    if isinstance(_current.collectives, (TorchCollectives, CheckedCollectives)):
-        _current.collectives.close()
+    # Asked by what they have: the classes of debug mode are imported in debug mode only.
+    close = getattr(_current.collectives, "close", None)
+    if close is not None:
+        close()
     if dist.is_initialized():
         # gloo's threads may be about to let go of the last exchange's tensors, for which they need the
         # interpreter's lock. Where a model holds the group last, its end waits for them with that lock held.
@@ -177,8 +177,9 @@ def _leave() -> None:
 
 def _stop_comparing(*, for_good: bool = False) -> None:
     """Tell ranks that wait in debug mode that this one has left."""
-    if _current is not None and isinstance(_current.collectives, CheckedCollectives):
-        _current.collectives.board.close(for_good=for_good)
+    board = None if _current is None else getattr(_current.collectives, "board", None)
+    if board is not None:
+        board.close(for_good=for_good)
 
 
 atexit.register(_leave)
@@ -288,6 +289,9 @@ def _checked(state: ProcessState, patience: float | None) -> ProcessState:
     """Return the state with collectives that compare what the ranks do before they do it."""
     if not isinstance(state.collectives, TorchCollectives) or state.topology.world_size == 1:
         return state
+    from .board import open_board
+    from .checked import CheckedCollectives
+
     patience = DEBUG_PATIENCE if patience is None else max(patience, _NO_PATIENCE)
     board = open_board(state.topology.rank, state.topology.world_size, patience)
     return replace(state, collectives=CheckedCollectives(state.collectives, board))
