@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +28,56 @@ STEPS = 50
 STEP = 0.010
 """Seconds of the training step that the loaders' own work is put beside."""
 LOADER_BLOCKS = 9
+LONG = 3 * STEPS
+"""Batches of a pass over a stream: where it starts, ranks wait for each other once."""
 
 
 def step(library: str) -> dict[str, Row]:
-    """One training step beside DistributedDataParallel: forward, backward, clip, optimizer."""
-    accelerator = importlib.import_module(library).Accelerator(cpu=True)
+    """One training step beside DistributedDataParallel, of a model that takes next to nothing itself."""
     x, y = torch.randn(8, 32), torch.randn(8, 8)
-    raw_model, raw_optimizer, _ = training_parts()
+    return {"training step, 2 processes": _step(library, training_parts, x, y, STEPS)}
+
+
+def middling(library: str) -> dict[str, Row]:
+    """The same with 0.9 million parameters: a step of about 10 ms."""
+
+    def parts() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(256, 640), nn.ReLU(), nn.Linear(640, 640), nn.ReLU(), nn.Linear(640, 512)
+        )
+        return model, torch.optim.SGD(model.parameters(), lr=1e-4), None
+
+    x, y = torch.randn(64, 256), torch.randn(64, 512)
+    return {"training step of ~10 ms, 2 processes": _step(library, parts, x, y, STEPS // 2)}
+
+
+def _step(library: str, parts: Callable[[], Any], x: torch.Tensor, y: torch.Tensor, steps: int) -> Row:
+    """Forward, backward, clip and optimizer, in torch's container and prepared."""
+    accelerator = importlib.import_module(library).Accelerator(cpu=True)
+    raw_model, raw_optimizer, _ = parts()
     shared = DistributedDataParallel(raw_model)
 
     def plain() -> int:
-        for _ in range(STEPS):
+        for _ in range(steps):
             nn.functional.mse_loss(shared(x), y).backward()
             nn.utils.clip_grad_norm_(shared.parameters(), 1.0)
             raw_optimizer.step()
             raw_optimizer.zero_grad()
-        return STEPS
+        return steps
 
-    model, optimizer = accelerator.prepare(*training_parts()[:2])
+    model, optimizer = accelerator.prepare(*parts()[:2])
 
     def prepared() -> int:
-        for _ in range(STEPS):
+        for _ in range(steps):
             with accelerator.accumulate(model):
                 accelerator.backward(nn.functional.mse_loss(model(x), y))
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-        return STEPS
+        return steps
 
-    return {"training step, 2 processes": blocks(plain, prepared)}
+    return blocks(plain, prepared)
 
 
 def weighted(library: str) -> dict[str, Row]:
@@ -110,7 +132,7 @@ class Stream(IterableDataset[Any]):
         self.rank = rank
 
     def __iter__(self) -> Iterator[Any]:
-        for number, sample in enumerate(torch.zeros(16 * 2 * STEPS, 8)):
+        for number, sample in enumerate(torch.zeros(16 * 2 * LONG, 8)):
             if self.rank is None or number // 16 % 2 == self.rank:
                 yield sample
 
@@ -156,15 +178,26 @@ def audit(library: str) -> dict[str, Row]:
 
 
 def stream(library: str) -> dict[str, Row]:
-    """What the agreement on the end of a stream costs, beside the same stream read by hand on each rank."""
+    """What the agreement on the end of a stream costs, beside the same stream without one.
+
+    The peer always funnels a stream through rank 0; it is put beside the stream read by hand on each rank.
+    """
     accelerator = importlib.import_module(library).Accelerator(cpu=True)
-    plain = DataLoader(Stream(accelerator.process_index), batch_size=16)
-    prepared = accelerator.prepare(DataLoader(Stream(), batch_size=16))
+
+    def by_hand() -> DataLoader[Any]:
+        return DataLoader(Stream(accelerator.process_index), batch_size=16)
+
+    if library == "accel":
+        prepare = partial(accelerator.prepare_data_loader, sharding="sharded")
+        plain, prepared = prepare(by_hand(), uneven="independent"), prepare(by_hand(), uneven="stop_all")
+    else:
+        plain, prepared = by_hand(), accelerator.prepare(DataLoader(Stream(), batch_size=16))
     return {"stream with a vote, in a step of 10 ms": per_cent(plain, prepared)}
 
 
 CASES: dict[str, Callable[[str], dict[str, Row]]] = {
     "step": step,
+    "middling": middling,
     "weighted": weighted,
     "audit": audit,
     "stream": stream,

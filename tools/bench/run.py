@@ -26,7 +26,7 @@ IN_PER_CENT = ("off by", "in a step of 10 ms")
 DOCS = HERE.parents[1] / "docs" / "bench"
 GOALS = {
     "training step": "adds <= 15 us",
-    "training step, 2 processes": "<= 1.03x of DDP",
+    "training step of ~10 ms, 2 processes": "<= 1.03x of DDP",
     "audit, in a step of 10 ms": "< 1 %",
     "stream with a vote, in a step of 10 ms": "< 1 %",
     "loader, per batch": "adds <= 1.5 us",
