@@ -37,7 +37,11 @@ HARDWARE = ("cpu", "gpu", "mps", "hpu")
 SEPARATE = ("faults", "wheels")
 # Slow suites, run by ci only when the change concerns what they cover.
 SLOW = {
-    "faults": ("packages/accel-state/src/accel_state/checkpoint/", "packages/accel-core/src/", "tests/faults/"),
+    "faults": (
+        "packages/accel-state/src/accel_state/checkpoint/",
+        "packages/accel-core/src/",
+        "tests/faults/",
+    ),
     "bench": ("tools/bench/",),
 }
 BASE = {"OMP_NUM_THREADS": "1", **uv_environment()}
