@@ -171,8 +171,7 @@ def side_by_side(outer: LoaderCursor, inner: LoaderCursor, here: tuple[Place, ..
     shared = _shared(outer, inner)
     if not shared or outer.path[shared - 1].instruction == inner.path[shared - 1].instruction:
         return True
-    running = {place.frame for place in here}
-    last = max((at for at, place in enumerate(inner.path) if place.frame in running), default=-1)
+    last = _last_running(inner, here)
     if last < shared - 1 or any(not place.generator for place in inner.path[last + 1 :]):
         # What iterates is not running: a function that kept its iterator, or a generator around both.
         return True
@@ -189,6 +188,12 @@ def _shared(outer: LoaderCursor, inner: LoaderCursor) -> int:
     return shared
 
 
+def _last_running(loop: LoaderCursor, here: tuple[Place, ...]) -> int:
+    """Return the innermost frame of ``loop`` that is still running, by its place; -1 when none is."""
+    running = {place.frame for place in here}
+    return max((at for at, place in enumerate(loop.path) if place.frame in running), default=-1)
+
+
 def standing_in(cursors: Sequence[LoaderCursor], here: tuple[Place, ...]) -> list[LoaderCursor]:
     """Return the running loop whose body ``here`` is in; all of them where several advance by one ``zip``.
 
@@ -196,7 +201,6 @@ def standing_in(cursors: Sequence[LoaderCursor], here: tuple[Place, ...]) -> lis
     end of its data is not the end of the loop.
     """
     found = [cursors[-1]]
-    running = {place.frame for place in here}
     for outer in reversed(cursors[:-1]):
         inner = found[0]
         shared = _shared(outer, inner)
@@ -205,7 +209,7 @@ def standing_in(cursors: Sequence[LoaderCursor], here: tuple[Place, ...]) -> lis
         if outer.path[shared - 1].instruction == inner.path[shared - 1].instruction:
             found.insert(0, outer)
             continue
-        last = max((at for at, place in enumerate(inner.path) if place.frame in running), default=-1)
+        last = _last_running(inner, here)
         if last >= shared - 1 and inner.path[last].by_for:
             break
         found = [outer]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _NO_KEYS: frozenset[str] = frozenset()
 _THINGS: set[type] = set()
-"""Classes that were seen to move by a ``to`` of their own and are no containers: tensors, mostly.
+"""Classes with a ``to`` and a ``device`` of their own that are no containers: tensors, mostly.
 
 A plain set: asking a weak one takes longer than what is saved here.
 """
@@ -33,17 +33,25 @@ def _move(data: Any, device: torch.device, non_blocking: bool, skip: frozenset[s
     # Exact classes first: batches are almost always these.
     cls = type(data)
     if cls in _THINGS:
-        return data if getattr(data, "device", None) == device else _call(data.to, device, non_blocking)
+        return data if data.device == device else _call(data.to, device, non_blocking)
     if cls is dict:
         return _values(data, device, non_blocking, skip)
     if cls is list or cls is tuple:
-        return cls([_move(item, device, non_blocking, skip) for item in data])
+        # What is there already is passed on here, as in _values: a call for each costs more than the look.
+        return cls(
+            [
+                item
+                if type(item) in _THINGS and item.device == device
+                else _move(item, device, non_blocking, skip)
+                for item in data
+            ]
+        )
     if skip and isinstance(data, Mapping):
         return rebuild_mapping(data, _values(data, device, non_blocking, skip))
     # Before tuples and mappings: packed sequences and tokenizer outputs are both, and know how to move.
     to = getattr(data, "to", None)
     if to is not None and not isinstance(data, type):
-        if hasattr(cls, "to") and not isinstance(data, (tuple, Mapping)):
+        if hasattr(cls, "to") and hasattr(cls, "device") and not isinstance(data, (tuple, Mapping)):
             _THINGS.add(cls)
         return data if getattr(data, "device", None) == device else _call(to, device, non_blocking)
     if isinstance(data, (list, tuple)):
@@ -57,7 +65,12 @@ def _values(
     data: Mapping[Any, Any], device: torch.device, non_blocking: bool, skip: frozenset[str]
 ) -> dict[Any, Any]:
     if not skip:
-        return {key: _move(value, device, non_blocking, skip) for key, value in data.items()}
+        return {
+            key: value
+            if type(value) in _THINGS and value.device == device
+            else _move(value, device, non_blocking, skip)
+            for key, value in data.items()
+        }
     return {
         key: value if key in skip else _move(value, device, non_blocking, skip) for key, value in data.items()
     }

@@ -33,9 +33,18 @@ _MOST_AHEAD = 8
 
 
 def make_audit(
-    mode: str, loader: DataLoader[Any], group: Collectives, world: int, *, kept: bool, even: bool
+    mode: str,
+    loader: DataLoader[Any],
+    group: Collectives,
+    world: int,
+    *,
+    kept: bool,
+    even: bool,
+    uneven: str | None,
 ) -> Audit | None:
     """Return what audits ``loader``, or None where there is nobody to compare with.
+
+    ``kept``, ``even`` and ``uneven``: how the loader is prepared.
 
     Raises:
         UnknownNameError: ``mode`` is not a known word.
@@ -48,7 +57,7 @@ def make_audit(
     _refuse_repeats(loader)
     if group.world_size != world:
         return None
-    return Audit(loader, group, whole_epochs=mode == "epoch", kept=kept, even=even)
+    return Audit(loader, group, whole_epochs=mode == "epoch", kept=kept, even=even, uneven=uneven)
 
 
 def _refuse_repeats(loader: DataLoader[Any]) -> None:
@@ -97,12 +106,19 @@ class Audit:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], group: Collectives, *, whole_epochs: bool, kept: bool, even: bool
+        self,
+        loader: DataLoader[Any],
+        group: Collectives,
+        *,
+        whole_epochs: bool,
+        kept: bool,
+        even: bool,
+        uneven: str | None,
     ) -> None:
         self.group = group
         self.whole_epochs = whole_epochs
         self.kept = kept
-        self.uneven: str | None = None
+        self.uneven = uneven
         """What was asked for where ranks end at different steps."""
         self.together = even
         """Ranks end at the same step, so they may wait for each other there."""

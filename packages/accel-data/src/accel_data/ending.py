@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 NOTHING: Any = object()
 """Stands for a batch that is not there."""
 _ENDED, _HAS, _FAILED, _EMPTY = range(4)
-_AHEAD = 4
+_AHEAD = 8
 """Batches read ahead, which one vote covers where they are alike: a vote wakes a thread, and costs as much as
 reading a small batch."""
 _POLICIES = "uneven='stop_all', 'pad_masked' or 'cycle'"

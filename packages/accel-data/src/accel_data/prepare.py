@@ -115,9 +115,9 @@ def prepare_data_loader(
     if not dispatch_batches:
         from .audit import make_audit
 
-        plan.audit = make_audit(audit, dataloader, group, world, kept=plan.kept, even=even_batches)
-        if plan.audit is not None:
-            plan.audit.uneven = uneven
+        plan.audit = make_audit(
+            audit, dataloader, group, world, kept=plan.kept, even=even_batches, uneven=uneven
+        )
     replaced = files | _fix_order(
         dataloader, plan, use_seedable_sampler=use_seedable_sampler, data_seed=data_seed
     )

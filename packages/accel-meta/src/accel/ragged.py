@@ -13,7 +13,7 @@ from accel_core.errors import AccelError, DataError
 from accel_core.nested import leaves, map_nested
 from accel_state.calls import Call
 from accel_state.operations.agreement import agree
-from accel_state.rollcall import ROOM, packed
+from accel_state.rollcall import ROOM, joined, packed
 
 if TYPE_CHECKING:
     from accel_core.protocols import Collectives
@@ -52,7 +52,7 @@ def join_rows(data: Any, trouble: AccelError | None, group: Collectives) -> Any:
     sends = trouble is None and carries is not None and all(map(carries, found))
     group, headers, parts = _exchange(_header(data, trouble), group, found if sends else [])
     if parts is not None:
-        each = _unpacked(found, headers, parts)
+        each = joined(parts, found, zip(*(header.rows for header in headers), strict=True))
         return map_nested(lambda _: next(each), data)
     if len({header.rows for header in headers}) == 1:
         return map_nested(lambda leaf: group.all_gather(leaf).flatten(0, 1), data)
@@ -88,25 +88,6 @@ def _message(mine: _Header, tensors: list[torch.Tensor]) -> bytes:
     """Return what this rank brings, with the bytes of ``tensors`` where they are few."""
     whole = pickle.dumps((mine, packed(tensors) if tensors else None))
     return whole if len(whole) <= ROOM else pickle.dumps((mine, None))
-
-
-def _unpacked(
-    tensors: list[torch.Tensor], headers: list[_Header], parts: list[bytes]
-) -> Iterator[torch.Tensor]:
-    """Yield, for each of our ``tensors``, the rows of all ranks out of their bytes."""
-    starts = [0] * len(parts)
-    for place, leaf in enumerate(tensors):
-        counts = [header.rows[place] for header in headers]
-        width = leaf.shape[1:].numel() * leaf.itemsize
-        ends = [start + count * width for start, count in zip(starts, counts, strict=True)]
-        joined = bytearray().join(map(_cut, parts, starts, ends))
-        raw = torch.frombuffer(joined, dtype=torch.uint8) if joined else leaf.new_empty(0, dtype=torch.uint8)
-        yield raw.view(leaf.dtype).reshape(sum(counts), *leaf.shape[1:])
-        starts = ends
-
-
-def _cut(part: bytes, start: int, end: int) -> bytes:
-    return part[start:end]
 
 
 def _header(data: Any, trouble: AccelError | None) -> _Header:

@@ -60,7 +60,7 @@ class Weighting:
         ``reduction``, StateError for a second weight in one micro-batch, DataError when the weights of
         all ranks are zero, and CollectiveError when ranks disagree.
         """
-        value, kind = self._checked(loss, weight, reduction)
+        value, kind = self._checked(weight, reduction)
         self._count(value, kind)
         factor = self._next_factor(value)
         if reduction == "mean":
@@ -93,7 +93,7 @@ class Weighting:
 
     # -- one rank --------------------------------------------------------------------------------
 
-    def _checked(self, loss: torch.Tensor, weight: Any, reduction: str) -> tuple[float, int]:
+    def _checked(self, weight: Any, reduction: str) -> tuple[float, int]:
         if reduction not in {"sum", "mean"}:
             raise UnknownNameError("reduction", str(reduction), ("mean", "sum"))
         window = self._window

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+
+_EXPLAINERS: WeakKeyDictionary[SharedModel, WeakMethod[Callable[[str, RuntimeError], None]]] = (
+    WeakKeyDictionary()
+)
 
 
 class SharedModel(DistributedDataParallel):
@@ -16,7 +22,23 @@ class SharedModel(DistributedDataParallel):
     (``save_pretrained``) would wait for ranks that never come.
     """
 
+    def explained_by(self, explain: Callable[[str, RuntimeError], None]) -> None:
+        """Let the bound method ``explain`` look at what fails between the ranks; it is not kept alive."""
+        # Beside the container, which can be copied and pickled while a weak reference cannot.
+        _EXPLAINERS[self] = WeakMethod(explain)
+
     def _pre_forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Prepare a forward: agree on buckets, send buffers, place the inputs."""
+        try:
+            return self._prepared(*inputs, **kwargs)
+        except RuntimeError as error:
+            found = _EXPLAINERS.get(self)
+            explain = None if found is None else found()
+            if explain is not None:
+                explain("forward", error)
+            raise
+
+    def _prepared(self, *inputs: Any, **kwargs: Any) -> Any:
         """Prepare a forward; while ranks are joined, one without gradients too as one with them.
 
         A rank without data agrees on new buckets in whatever forward of the others comes first. torch lets

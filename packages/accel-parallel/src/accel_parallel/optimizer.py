@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from accel_core.errors import StateError
 from accel_core.protocols import Scaler
 from accel_core.window import GradientWindow, unsettled
+from accel_parallel.seen import Seen
 
 
 def place_state(optimizer: Optimizer) -> None:
@@ -172,25 +173,23 @@ class AcceleratedOptimizer(Optimizer):
         # Another optimizer's step may have updated the scale since: then these gradients are new.
         return self._unscaled is not None and self._unscaled == self._scale_count()
 
-    def before_backward(self) -> list[Any] | None:
+    def before_backward(self) -> Seen | None:
         """Return the gradients that were divided by the loss scale and not applied, None without any.
 
         If somebody else has cleared them, as ``model.zero_grad()`` does, the next ones are scaled anew.
         """
         if self._unscaled is None:
             return None
-        found = self._gradients()
+        found = self._seen()
         # Cleared gradients may be zeros. This waits for the device, but only where a step was left out.
-        if any(gradient is not None and bool(gradient.count_nonzero()) for gradient, _ in found):
+        if any(gradient is not None and bool(gradient.count_nonzero()) for gradient in found.gradients):
             return found
         self._forget_unscaled()
         return None
 
-    def after_backward(self, before: list[Any]) -> None:
+    def after_backward(self, before: Seen) -> None:
         """Raise StateError when scaled gradients were added to those that ``before_backward`` found."""
-        if all(
-            old is new and at == now for (old, at), (new, now) in zip(before, self._gradients(), strict=True)
-        ):
+        if not before.differs(self._seen()):
             return
         raise StateError(
             "backward() added gradients to some that were divided by the loss scale already: their sum has no"
@@ -206,10 +205,8 @@ class AcceleratedOptimizer(Optimizer):
             self._update_scale()
         self._unscaled = None
 
-    def _gradients(self) -> list[Any]:
-        """Return each gradient, and how often it was changed in place."""
-        found = [parameter.grad for group in self.param_groups for parameter in group["params"]]
-        return [(gradient, None if gradient is None else gradient._version) for gradient in found]
+    def _seen(self) -> Seen:
+        return Seen.of(parameter for group in self.param_groups for parameter in group["params"])
 
     def _scale_count(self) -> int:
         return getattr(self.scaler, "updates", 0)

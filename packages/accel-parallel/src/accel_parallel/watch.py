@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import is_
 from typing import Any
 from weakref import ref
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from accel_core.errors import CollectiveError, StateError
+from accel_parallel.seen import Seen
 
 _SPREAD = 4
 """Parameters of a model that tell when a backward reached it; each costs about a microsecond."""
@@ -62,7 +62,7 @@ class ReductionWatch:
         self.late = False
         """The next backward is to average gradients of a forward under ``no_sync``."""
         self._model = ref(model)
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self._hooks: list[Any] = []
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -105,7 +105,7 @@ class ReductionWatch:
         if self.late:
             self._prepare(loss)
         elif not self.armed and self._trainable and self._averages():
-            self._seen = _gradients(self._trainable)
+            self._seen = Seen.of(self._trainable)
 
     def _prepare(self, loss: torch.Tensor) -> None:
         """Do now what the container's forward did not, because it ran under ``no_sync``."""
@@ -120,7 +120,7 @@ class ReductionWatch:
         """Raise CollectiveError when gradients arrived that should have been averaged and were not."""
         seen, self._seen = self._seen, None
         if seen is not None and not self.reached:
-            self.reached = _differ(seen, _gradients(self._trainable))
+            self.reached = seen.differs(Seen.of(self._trainable))
         if self.reached:
             announced, self.armed, self.reached = self.armed, False, False
             if announced:
@@ -174,19 +174,6 @@ class ReductionWatch:
             " added up call zero_grad(); to step with gradients of this rank alone, step inside of no_sync or"
             " use LocalSGD",
         )
-
-
-_Seen = tuple[list[torch.Tensor | None], list[int]]
-"""Gradients, and how often each was changed in place."""
-
-
-def _gradients(parameters: Sequence[nn.Parameter]) -> _Seen:
-    found = [parameter.grad for parameter in parameters]
-    return found, [gradient._version for gradient in found if gradient is not None]
-
-
-def _differ(before: _Seen, after: _Seen) -> bool:
-    return before[1] != after[1] or not all(map(is_, before[0], after[0]))
 
 
 def _spread(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ first, on a channel of their own: a call that only some ranks make meets no othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,18 +91,31 @@ def packed(tensors: Sequence[torch.Tensor]) -> bytes:
 
 def stacked(values: Sequence[memoryview], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return, for each of our ``tensors``, those of all ranks in their bytes: ``[world_size, *shape]``."""
-    found = []
-    start = 0
-    for tensor in tensors:
-        end = start + tensor.numel() * tensor.itemsize
-        out = tensor.new_empty((len(values), *tensor.shape)).detach()
-        if end > start:
-            rows = out.view(len(values), -1).view(torch.uint8)
-            for row, value in zip(rows, values, strict=True):
-                row.copy_(_view(value[start:end]))
-        found.append(out)
-        start = end
-    return found
+    rows = [tensor.detach()[None] for tensor in tensors]
+    return list(joined(values, rows, [[1] * len(values)] * len(rows)))
+
+
+def joined(
+    values: Sequence[bytes | memoryview], tensors: Sequence[torch.Tensor], counts: Iterable[Sequence[int]]
+) -> Iterator[torch.Tensor]:
+    """Yield, for each of our ``tensors``, the rows of all ranks in their bytes, by rank.
+
+    ``counts``: for each tensor, how many rows each rank has.
+    """
+    starts = [0] * len(values)
+    for tensor, rows in zip(tensors, counts, strict=True):
+        width = tensor.shape[1:].numel() * tensor.itemsize
+        ends = [start + count * width for start, count in zip(starts, rows, strict=True)]
+        raw = bytearray().join(map(_cut, values, starts, ends))
+        out = tensor.new_empty((sum(rows), *tensor.shape[1:])).detach()
+        if raw:
+            out.view(-1).view(torch.uint8).copy_(_view(raw))
+        yield out
+        starts = ends
+
+
+def _cut(value: bytes | memoryview, start: int, end: int) -> bytes | memoryview:
+    return value[start:end]
 
 
 def _view(buffer: bytearray | memoryview) -> torch.Tensor:
@@ -110,4 +123,4 @@ def _view(buffer: bytearray | memoryview) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
-__all__ = ["FRAME", "ROOM", "RollCall", "packed", "stacked"]
+__all__ = ["FRAME", "ROOM", "RollCall", "joined", "packed", "stacked"]

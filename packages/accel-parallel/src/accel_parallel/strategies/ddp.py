@@ -151,6 +151,7 @@ class DataParallel(StrategyBase):
             process_group=self._group,
             **self._arguments,
         )
+        shared.explained_by(self._explain)
         hook = self._hook()
         if hook is not None:
             from accel_parallel import comm_hooks
@@ -198,15 +199,15 @@ class DataParallel(StrategyBase):
         try:
             loss.backward(**kwargs)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            self._explain(error)
+            self._explain("backward", error)
             raise
         for watch in watches:
             watch.check()
 
-    def _explain(self, error: RuntimeError) -> None:
-        """Raise what ``error`` means when it came of the communication between the ranks."""
+    def _explain(self, name: str, error: RuntimeError) -> None:
+        """Raise what ``error`` in ``name`` means when it came of the communication between the ranks."""
         group = self.batches
-        told = group.explain("backward", error) if isinstance(group, ExplainsFailures) else None
+        told = group.explain(name, error) if isinstance(group, ExplainsFailures) else None
         if told is not None:
             raise told from error
 
