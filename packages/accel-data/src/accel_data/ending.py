@@ -156,7 +156,8 @@ class Ends:
         """Why there is none, if that is not the end of the data."""
         self._items: deque[_Item] = deque()
         """What was read and not handed out; the end, or a failure, comes last."""
-        self._votes: list[int] = []
+        self._facts: Step
+        """What is known of the steps that the latest answer is about."""
         self._agreed = 0
         """How many of the items the latest answer is about."""
         self._read_ahead(2)
@@ -169,7 +170,8 @@ class Ends:
         if not self._agreed and not self._agree():
             return None
         item = self._items.popleft()
-        step = self._step(item, self._votes)
+        # Steps that one vote is for are alike but for the batch.
+        step = self._facts._replace(batch=item.batch)
         self._number += 1
         self._agreed -= 1
         if item.status == _HAS:
@@ -195,7 +197,7 @@ class Ends:
             if replaced is None:
                 return False
             self._items[0], votes = replaced
-        self._votes = votes
+        self._facts = self._step(self._items[0], votes)
         self._agreed = min(map(_run, votes))
         return True
 

@@ -168,6 +168,8 @@ def count_rows(item: Any) -> int:
 
     1 when it has neither.
     """
+    if type(item) is torch.Tensor and item.dim():
+        return item.shape[0]
     tensor = first_leaf(item, lambda leaf: isinstance(leaf, torch.Tensor) and leaf.dim() > 0)
     if tensor is not None:
         return int(tensor.shape[0])
