@@ -140,10 +140,11 @@ class Stream(IterableDataset[Any]):
 def waits(loader: Any) -> float:
     """Return the microseconds that a loop waits for its loader, the mean per batch of a pass.
 
-    The ranks meet after each step, as they do when gradients are averaged: what a rank waits for the other
-    is not the loader's.
+    The ranks meet before the pass and after each step, as they do when gradients are averaged: what a rank
+    waits for the other is not the loader's.
     """
     waited, count = 0.0, 0
+    torch.distributed.all_reduce(torch.zeros(1))
     start = time.perf_counter()
     for _ in loader:
         waited += time.perf_counter() - start

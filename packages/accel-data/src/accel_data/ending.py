@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from accel_core.config.run import UNEVEN
 from accel_core.errors import DataError, UnevenDataError, UnknownNameError
 from accel_core.logging import get_logger
-from accel_core.nested import map_nested
+from accel_core.nested import leaves, map_nested
 from accel_core.protocols.collectives import Collectives, LonelyCollectives
 
 from .stream import IterableDatasetShard, count_rows
@@ -24,9 +24,11 @@ logger = get_logger(__name__)
 NOTHING: Any = object()
 """Stands for a batch that is not there."""
 _ENDED, _HAS, _FAILED, _EMPTY = range(4)
-_AHEAD = 8
+_AHEAD = 16
 """Batches read ahead, which one vote covers where they are alike: a vote wakes a thread, and costs as much as
 reading a small batch."""
+_ROOM = 64 * 2**20
+"""Bytes that batches read ahead may take. Large ones are for long steps, in which a vote is nothing."""
 _POLICIES = "uneven='stop_all', 'pad_masked' or 'cycle'"
 
 
@@ -93,7 +95,7 @@ class _Item(NamedTuple):
 
     def ballot(self, run: int = 1) -> int:
         """Return what this rank says of the item and of those after it that are alike, ``run`` in all."""
-        return self.status | run - 1 << 2 | self.real << 5 | self.rows << 33
+        return self.status | run - 1 << 2 | self.real << 6 | self.rows << 34
 
 
 def _status(vote: int) -> int:
@@ -101,15 +103,15 @@ def _status(vote: int) -> int:
 
 
 def _run(vote: int) -> int:
-    return (vote >> 2 & 7) + 1
+    return (vote >> 2 & 15) + 1
 
 
 def _real(vote: int) -> int:
-    return vote >> 5 & 0xFFFFFFF
+    return vote >> 6 & 0xFFFFFFF
 
 
 def _rows(vote: int) -> int:
-    return vote >> 33
+    return vote >> 34
 
 
 class Ends:
@@ -156,11 +158,16 @@ class Ends:
         """Why there is none, if that is not the end of the data."""
         self._items: deque[_Item] = deque()
         """What was read and not handed out; the end, or a failure, comes last."""
+        self._enough = 1
+        """How many of them are read ahead."""
         self._facts: Step
         """What is known of the steps that the latest answer is about."""
         self._agreed = 0
         """How many of the items the latest answer is about."""
-        self._read_ahead(2)
+        self._read_ahead(1)
+        if self._group.world_size > 1 and self._items[0].status == _HAS:
+            self._enough = max(1, min(_AHEAD, _ROOM // max(1, _size(self._items[0].batch))))
+        self._read_ahead(1)
         self._cast()
 
     # -- one step ----------------------------------------------------------------------------
@@ -222,7 +229,7 @@ class Ends:
     def _read_ahead(self, most: int) -> None:
         """Read up to ``most`` batches, as long as there are any and fewer than enough."""
         items = self._items
-        enough = 1 if self._known or self._group.world_size == 1 else _AHEAD
+        enough = 1 if self._known else self._enough
         for _ in range(most):
             if len(items) >= enough or (items and items[-1].status != _HAS):
                 return
@@ -397,6 +404,11 @@ class Ends:
 def copied(batch: Any) -> Any:
     """Return ``batch`` in new containers and new tensors, so that changing it in place changes no other."""
     return map_nested(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def _size(batch: Any) -> int:
+    """Return the bytes of the tensors in ``batch``."""
+    return sum(leaf.nbytes for _, leaf in leaves(batch) if isinstance(leaf, torch.Tensor))
 
 
 def _zeros(leaf: Any) -> Any:

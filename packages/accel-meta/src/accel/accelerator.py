@@ -30,8 +30,11 @@ from accel_state.process import start as process_state
 
 from . import arguments, resolve
 from .accumulation import Accumulate
+from .model_api import ModelAPI
+from .preemption_api import PreemptionAPI
 from .preparation import Registry
 from .prepare_api import PrepareAPI
+from .state_api import StateAPI
 from .tools_api import ToolsAPI
 from .uneven_api import UnevenAPI
 
@@ -44,7 +47,7 @@ T = TypeVar("T")
 _NOT_GIVEN: Any = None
 
 
-class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI):
+class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI, StateAPI, ModelAPI, PreemptionAPI):
     """Run one training loop on whatever processes and devices it was launched on.
 
     >>> accelerator = Accelerator()
