@@ -10,15 +10,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
-
-import torch
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from accel_core.errors import CheckpointError
 
 from .hashing import ALGORITHM, digest, hasher
 from .naming import MANIFEST, clash, inner_path
 from .plain_json import parse
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "accel-checkpoint"
 VERSION = 1
@@ -34,11 +36,15 @@ _FIRST_PATTERN = re.compile(
     rb'\{"format": "([^"\n]{1,40})", "version": (\d{1,9}), '
     rb'"algorithm": "([^"\n]{1,40})", "hash": "([0-9a-f]{1,128})",\n'
 )
-_DTYPES: dict[str, torch.dtype] = {
-    str(value).removeprefix("torch."): value
-    for value in vars(torch).values()
-    if isinstance(value, torch.dtype)
-}
+
+
+@cache
+def _dtypes() -> dict[str, torch.dtype]:
+    # Imported on use: who only shows what a checkpoint says of itself does not wait for torch.
+    import torch
+
+    found = (value for value in vars(torch).values() if isinstance(value, torch.dtype))
+    return {str(value).removeprefix("torch."): value for value in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,12 @@ class TensorRecord:
 
     def torch_dtype(self, where: str) -> torch.dtype:
         """Return the dtype; raise CheckpointError when this torch has none of that name."""
-        if self.dtype not in _DTYPES:
+        known = _dtypes()
+        if self.dtype not in known:
             raise CheckpointError(
                 f"Unknown dtype {self.dtype[:40]!r}", where=where, fix="read it with a newer version of torch"
             )
-        return _DTYPES[self.dtype]
+        return known[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

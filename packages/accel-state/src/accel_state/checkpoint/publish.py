@@ -11,12 +11,13 @@ from pathlib import Path
 from accel_core.errors import CheckpointError
 
 from ..__about__ import __version__
+from .contents import plain_files
 from .files import Files, folders_of, sync_all
 from .hashing import written
 from .manifest import FileRecord, Manifest
 from .naming import MANIFEST
 from .places import committed, discard, side_of
-from .sink import Part, plain_files
+from .sink import Part
 from .trouble import explaining
 from .verify import read_manifest
 

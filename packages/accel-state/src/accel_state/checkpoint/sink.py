@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from accel_core.errors import CheckpointError
 
 from . import plain_json
+from .contents import plain_files
 from .files import Files, open_to_read
 from .hashing import read_hash, written
 from .manifest import Entry, FileRecord, TensorRecord
@@ -168,31 +168,8 @@ class CheckpointSink:
                 raise
 
 
-def plain_files(folder: Path) -> list[str]:
-    """Return the paths of all files in ``folder``, sorted; raise CheckpointError for a link or a device."""
-    found = []
-    with explaining("list a folder of the checkpoint", folder):
-        for root, folders, names in os.walk(folder, onerror=_raise):
-            for name in (*folders, *names):
-                path = Path(root, name)
-                mode = os.lstat(path).st_mode
-                if stat.S_ISREG(mode):
-                    found.append(path.relative_to(folder).as_posix())
-                elif not stat.S_ISDIR(mode):
-                    raise CheckpointError(
-                        "A checkpoint holds only files and folders, no links, pipes or devices",
-                        where=str(path),
-                        fix="write a copy of the file itself",
-                    )
-    return sorted(found)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-__all__ = ["CheckpointSink", "Part", "plain_files"]
+__all__ = ["CheckpointSink", "Part"]

@@ -12,9 +12,9 @@ from accel_core.errors import CheckpointError
 
 from . import plain_json
 from .manifest import Entry, Kind, Manifest
-from .tensor_file import Place
+from .placing import placed
+from .tensor_header import Place
 from .trouble import explaining
-from .verify import placed
 
 
 class CheckpointSource:

@@ -15,7 +15,8 @@ from accel_core.protocols import Collectives, LonelyCollectives, StateSink
 from .agreement import together, withdraw
 from .files import Files
 from .listing import Listed, checkpoints, next_number, why_not
-from .places import Lock, claim, committed, discard, replaced, tidy
+from .located import located, remove
+from .places import Lock, claim, discard, tidy
 from .publish import merged, publish, replaceable
 from .rotation import surplus
 from .sink import CheckpointSink, Part
@@ -111,10 +112,7 @@ class CheckpointStore:
 
     def remove(self, path: str | Path) -> None:
         """Remove a committed checkpoint; whatever happens meanwhile, never half of it is left to be read."""
-        folder = _folder(path)
-        with explaining("remove the checkpoint", folder):
-            discard(self._files, folder)
-            self._files.sync_folder(folder.parent)
+        remove(self._files, located(path))
 
     def rotate(self, directory: str | Path, keep: int) -> list[str]:
         """Remove all but the ``keep`` newest good checkpoints of ``directory``; return what was removed.
@@ -134,7 +132,7 @@ class CheckpointStore:
 
         ``verify="sizes"`` leaves out the reading of every byte.
         """
-        folder = _folder(path)
+        folder = located(path)
         manifest = read_manifest(folder)
         refuse(folder, faults(folder, manifest, verify))
         return CheckpointSource(folder, manifest)
@@ -143,7 +141,7 @@ class CheckpointStore:
         """Do as ``open`` on all ranks, each of which reads a part of the bytes to verify them. Collective."""
 
         def look() -> None:
-            folder = _folder(path)
+            folder = located(path)
             manifest = read_manifest(folder)
             ordered = sorted(manifest.files, key=lambda name: (-manifest.files[name].size, name))
             own = ordered[self.group.rank :: self.group.world_size]
@@ -256,20 +254,6 @@ def _visible(folder: Path) -> None:
                 fix="save to a file system that all ranks share, or with a group of the ranks of one machine",
             )
         time.sleep(0.05)
-
-
-def _folder(path: str | Path) -> Path:
-    """Return where the checkpoint ``path`` lies; raise CheckpointError when there is none."""
-    real = Path(os.path.realpath(path))
-    found = real if committed(real) else replaced(real)
-    if found is None:
-        what = "is not a committed checkpoint" if real.exists() else "does not exist"
-        raise CheckpointError(
-            f"The checkpoint {path} {what}",
-            where=str(real),
-            fix="name the folder of a checkpoint, or ask for the latest() of the folder above",
-        )
-    return found
 
 
 def _newest_first(directory: Path) -> list[str]:

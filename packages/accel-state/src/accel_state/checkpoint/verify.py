@@ -11,12 +11,11 @@ from typing import Literal
 
 from accel_core.errors import CheckpointError
 
+from .contents import plain_files
 from .files import open_to_read
 from .hashing import joined, part_hash, parts_of
-from .manifest import MOST_BYTES, Entry, Manifest, TensorRecord, decode
+from .manifest import MOST_BYTES, Entry, Manifest, decode
 from .naming import MANIFEST
-from .sink import plain_files
-from .tensor_file import Place, read_header, stored_as
 from .trouble import explained, explaining
 
 Verify = Literal["hashes", "sizes"]
@@ -137,53 +136,4 @@ def _hash_faults(folder: Path, manifest: Manifest, paths: Iterable[str]) -> list
     return [f"{path}: {what}" for path, what in wrong.items()]
 
 
-def placed(folder: Path, entry: Entry) -> dict[str, Place]:
-    """Return where the tensors of an entry lie in its file.
-
-    Raises CheckpointError when header and manifest do not say the same, or a view would leave its memory.
-    """
-    where = str(folder / entry.path)
-    header = read_header(folder / entry.path, where)
-    carriers = {name: record for name, record in entry.tensors.items() if record.of is None}
-    twice = sorted(entry.hidden.keys() & entry.tensors.keys())
-    if twice:
-        raise _contradiction(twice[0], "it is there twice", where)
-    carriers |= entry.hidden
-    for name in sorted(carriers.keys() ^ header.keys()):
-        raise _contradiction(name, "it is only in one of them", where)
-    for name, record in carriers.items():
-        if record.of is not None:
-            raise _contradiction(name, "it is memory for others, and a view itself", where)
-        place = header[name]
-        if (place.code, place.shape) != stored_as(record.torch_dtype(where), record.shape):
-            raise _contradiction(
-                name, f"{place.code} {list(place.shape)} against {record.dtype} {list(record.shape)}", where
-            )
-    for name, record in entry.tensors.items():
-        if record.of is not None:
-            _check_view(name, record, header.get(record.of), where)
-    return header
-
-
-def _check_view(name: str, record: TensorRecord, base: Place | None, where: str) -> None:
-    if base is None or len(record.stride) != len(record.shape):
-        raise _contradiction(name, f"it is a view of {record.of!r}, which is not there", where)
-    width, count, reach = record.torch_dtype(where).itemsize, 1, 0
-    for size, stride in zip(record.shape, record.stride, strict=True):
-        count *= size
-        reach += (size - 1) * stride
-    room = base.end - base.begin
-    inside = count and record.offset + (reach + 1) * width <= room and count * width <= room
-    if not inside:
-        raise _contradiction(name, f"it does not lie within {record.of!r}", where)
-
-
-def _contradiction(name: str, what: str, where: str) -> CheckpointError:
-    return CheckpointError(
-        f"The manifest and the file do not agree on the tensor {name!r}: {what}",
-        where=where,
-        fix="do not use this checkpoint: it is damaged, or was made to mislead",
-    )
-
-
-__all__ = ["Verify", "faults", "placed", "read_manifest", "refuse"]
+__all__ = ["Verify", "faults", "read_manifest", "refuse"]
