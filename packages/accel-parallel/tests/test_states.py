@@ -293,14 +293,14 @@ def test_nan_comes_back():
     assert decode(json.loads(json.dumps(encode(float("nan"), "x", {}))), {}) != 0.0
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, {"a": [lambda: 0]}, b"bytes", 1j])
+@pytest.mark.parametrize("value", [object(), {1: print}, {"a": [lambda: 0]}])
 def test_what_would_need_pickle_is_refused_with_its_place(value):
     with pytest.raises(CheckpointError, match="without pickle") as caught:
         encode(value, "state.w", {})
     assert caught.value.where.startswith("state.w")
 
 
-@pytest.mark.parametrize("value", [{"tensor": "gone"}, {"set": []}, {}, {"list": [], "tuple": []}])
+@pytest.mark.parametrize("value", [{"tensor": "gone"}, {"code": []}, {}, {"list": [], "tuple": []}])
 def test_unknown_forms_are_an_error(value):
     with pytest.raises(CheckpointError, match="cannot read"):
         decode(value, {})
