@@ -44,6 +44,8 @@ class Registry:
     units: list[Unit] = field(default_factory=list)
     named: dict[str, PreparedUnit] = field(default_factory=dict)
     """What was prepared under a name of the user's."""
+    custom: dict[str, Any] = field(default_factory=dict)
+    """What is saved and restored beside it, by name."""
     _made: dict[int, tuple[object, object]] = field(default_factory=dict)
 
     def remember(self, original: object, prepared: object) -> None:
@@ -80,6 +82,7 @@ class Registry:
             self.loaders,
             self.units,
             self.named,
+            self.custom,
             self._made,
         )
         for each in kept:

@@ -66,6 +66,8 @@ class AcceleratedOptimizer(Optimizer):
         self._unscaled: int | None = None
         """The loss scale, by the count of its updates, that the gradients were divided by; None: by none."""
         self._applied = False
+        self.updates = 0
+        """Steps that were taken."""
         self.before_first_step: Callable[[], None] | None = None
         """Called once, when a step is about to be taken."""
         if device_placement:
@@ -88,6 +90,7 @@ class AcceleratedOptimizer(Optimizer):
         if self.scaler is not None:
             return self._step_scaled(closure)
         self._opt_called = True
+        self.updates += 1
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     # torch's schedulers patch `step` of an optimizer unless it bears this mark, to learn whether it
@@ -112,6 +115,7 @@ class AcceleratedOptimizer(Optimizer):
             self._skipped = True
         else:
             self._opt_called = True
+            self.updates += 1
             self._skipped = False if reached[0] is None else reached[0]
         return result
 
@@ -159,6 +163,22 @@ class AcceleratedOptimizer(Optimizer):
             where=f"micro-batch {done + 1} of the window, {type(self.optimizer).__name__}",
             fix="call zero_grad() in every micro-batch, first or last; or after each step",
         )
+
+    def progress(self) -> dict[str, Any]:
+        """Return what the wrapper knows beyond the optimizer's own state, as JSON."""
+        return {"updates": self.updates, "applied": self._applied, "called": self._opt_called}
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        """Stand where ``progress`` was told."""
+        self.updates, self._applied = progress["updates"], progress["applied"]
+        self._opt_called = progress["called"]
+        self._skipped = False
+        self._unscaled = None
+
+    @property
+    def applied(self) -> bool:
+        """Whether the gradients that are there were applied already, and wait to be cleared."""
+        return self._applied
 
     def unscale_(self) -> None:
         """Divide gradients by the loss scale before they are clipped or read; further calls do nothing.

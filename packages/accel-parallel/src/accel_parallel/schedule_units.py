@@ -13,6 +13,9 @@ from accel_core.window import GradientWindow
 class Meter(Protocol):
     """Tell how far an update moves a schedule."""
 
+    marks: tuple[int, ...]
+    """How far it has looked: what a run that goes on must know of the window that is open."""
+
     def take(self) -> int:
         """Return the units of the update that was just computed, once."""
         ...
@@ -20,6 +23,8 @@ class Meter(Protocol):
 
 class Updates:
     """Every update is one step, on any number of processes."""
+
+    marks: tuple[int, ...] = ()
 
     def __init__(self, window: GradientWindow) -> None:
         del window
@@ -36,9 +41,9 @@ class Samples:
         if window.tally is None:
             window.tally = SampleTally(window.cursors)
         self._tally = window.tally
-        self._seen, self._notes, self._unknown = self._marks()
+        self.marks: tuple[int, ...] = self._now()
 
-    def _marks(self) -> tuple[int, int, int]:
+    def _now(self) -> tuple[int, int, int]:
         return self._tally.total, self._tally.notes, self._tally.unknown
 
     def take(self) -> int:
@@ -47,23 +52,23 @@ class Samples:
         Raises StateError when they are not known, and when no batch was used since: a schedule that
         stands still in silence is worse.
         """
-        seen, notes, unknown = self._seen, self._notes, self._unknown
-        self._seen, self._notes, self._unknown = self._marks()
-        if self._unknown != unknown:
+        seen, notes, unknown = self.marks
+        total, noted, unknown_now = self.marks = self._now()
+        if unknown_now != unknown:
             raise StateError(
                 "The schedule counts samples, but nobody knows how many this update was computed from",
-                where=f"{self._unknown - unknown} backward(s) outside of the loop over a prepared loader, or"
+                where=f"{unknown_now - unknown} backward(s) outside of the loop over a prepared loader, or"
                 " over one whose batches have no known size",
                 fix="iterate over the prepared loader while you train, or use schedule_in='updates', or"
                 " 'tokens' with backward(loss, weight=n)",
             )
-        if self._notes == notes:
+        if noted == notes:
             raise StateError(
                 "The schedule counts samples, but none were used since its latest step",
                 where="scheduler.step()",
                 fix="call it once per update, after accelerator.backward() and optimizer.step()",
             )
-        return self._seen - seen
+        return total - seen
 
 
 class Tokens:
@@ -71,15 +76,15 @@ class Tokens:
 
     def __init__(self, window: GradientWindow) -> None:
         self._window = window
-        self._seen = window.weighings
+        self.marks: tuple[int, ...] = (window.weighings,)
 
     def take(self) -> int:
         """Return the total weight of the window that was closed since the latest call.
 
         Raises StateError when there is none, or when it is no whole number.
         """
-        window, seen = self._window, self._seen
-        self._seen = window.weighings
+        window, (seen,) = self._window, self.marks
+        self.marks = (window.weighings,)
         if window.weight is None or window.weighings == seen:
             raise StateError(
                 "The schedule counts tokens, but backward() was given no weight for this update",

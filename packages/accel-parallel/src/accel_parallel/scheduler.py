@@ -85,6 +85,16 @@ class AcceleratedScheduler:
         return make(self.window)
 
     @property
+    def marks(self) -> tuple[int, ...]:
+        """How far the count of samples or tokens has come; empty for a schedule that counts neither."""
+        return () if self._meter is None else self._meter.marks
+
+    @marks.setter
+    def marks(self, value: tuple[int, ...]) -> None:
+        if self._meter is not None:
+            self._meter.marks = value
+
+    @property
     def steps_per_update(self) -> int:
         """Return how often an update steps a schedule that counts nothing; the documented default."""
         return self._repeats if self._follows else 1
