@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import operations as operations
     from . import process as process
     from . import random as random
+    from . import weights as weights
     from .accelerator_state import AcceleratorState as AcceleratorState
     from .checkpoint import CheckpointStore as CheckpointStore
     from .collectives import TorchCollectives as TorchCollectives
@@ -91,6 +92,7 @@ _NAMES = {
     "synchronize_rng_state": ".random",
     "synchronize_rng_states": ".random",
     "wait_for_everyone": ".operations.exchange",
+    "weights": ".weights",
 }
 __all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

@@ -43,6 +43,10 @@ class Files:
         """Give a folder another name in the same parent."""
         old.rename(new)
 
+    def replace(self, old: Path, new: Path) -> None:
+        """Give a file another name in the same folder; a file of that name goes."""
+        old.replace(new)
+
     def remove(self, path: Path) -> None:
         """Remove a file or a link."""
         path.unlink()

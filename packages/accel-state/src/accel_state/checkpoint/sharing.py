@@ -54,7 +54,7 @@ def plan(values: Mapping[str, torch.Tensor], where: str) -> Plan:
     carriers: dict[str, torch.Tensor] = {}
     spans: dict[torch.device, list[_Span]] = {}
     for name, value in values.items():
-        tensor = _plain(name, value, where)
+        tensor = plain_tensor(name, value, where)
         if tensor.numel() == 0:
             carriers[name] = tensor
             continue
@@ -79,7 +79,8 @@ def plan(values: Mapping[str, torch.Tensor], where: str) -> Plan:
     return Plan(carriers, views, frozenset(hidden))
 
 
-def _plain(name: Any, value: Any, where: str) -> torch.Tensor:
+def plain_tensor(name: Any, value: Any, where: str) -> torch.Tensor:
+    """Return the bare values of a tensor; raise CheckpointError when it is no plain one."""
     reason = ""
     if not isinstance(name, str):
         reason = f"its name is a {type(name).__name__}, not a string"
@@ -148,4 +149,4 @@ def _view(span: _Span, of: str, begin: int, where: str) -> View:
     return View(of, span.begin - begin, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
-__all__ = ["Plan", "View", "plan"]
+__all__ = ["Plan", "View", "plain_tensor", "plan"]

@@ -1,0 +1,80 @@
+"""One file of weights as a mapping; nothing in it is executed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from accel_core.errors import CheckpointError
+
+from ..checkpoint.manifest import Entry, TensorRecord
+from ..checkpoint.source import StoredTensors
+from ..checkpoint.tensor_file import CODES
+from ..checkpoint.tensor_header import read_whole_header
+
+_NAMES = {code: str(dtype).removeprefix("torch.") for dtype, code in CODES.items()}
+
+
+def read_safe(path: Path) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of a file of safetensors, mapped, also under the further names in its header.
+
+    Raises CheckpointError for a header that cannot be true.
+    """
+    places, texts = read_whole_header(path, str(path))
+    records = {name: TensorRecord(_NAMES[place.code], place.shape) for name, place in places.items()}
+    for name, first in texts.items():
+        if name not in places and first in places:
+            of = records[first]
+            records[name] = TensorRecord(of.dtype, of.shape, first, 0, _strides(of.shape))
+    return StoredTensors(path, Entry("tensors", path.name, records), places)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    result = [1] * len(shape)
+    for place in range(len(shape) - 2, -1, -1):
+        result[place] = result[place + 1] * shape[place + 1]
+    return tuple(result)
+
+
+def read_pickled(path: Path) -> Mapping[str, torch.Tensor]:
+    """Return what ``torch.save`` wrote, if it is tensors by name. Raises CheckpointError."""
+    try:
+        with path.open("rb") as stream:
+            # Files from before torch 1.6 are no archives, and cannot be mapped.
+            mapped = stream.read(2) == b"PK"
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} holds more than tensors and plain containers: {_first_line(error)}",
+            where=str(path),
+            fix="do not use it unless you trust it: convert it to safetensors with the program that wrote it",
+        ) from error
+    # A damaged archive makes torch raise whatever the parser met.
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read: {_first_line(error)}",
+            where=str(path),
+            fix="copy or download it again",
+        ) from error
+    if not isinstance(found, Mapping):
+        raise CheckpointError(
+            f"{path.name} holds a {type(found).__name__}, no tensors by name", where=str(path)
+        )
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path.name} holds more than tensors by name: {name!r} is a {type(value).__name__}",
+                where=str(path),
+                fix="take the state dict of the model out of it, and save that",
+            )
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+__all__ = ["read_pickled", "read_safe"]
