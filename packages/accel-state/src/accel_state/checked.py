@@ -116,6 +116,11 @@ class CheckedCollectives:
         board = self.board.part(members)
         return CheckedCollectives(made, board) if isinstance(made, TorchCollectives) else made
 
+    def beside(self, leaving: Callable[[], None]) -> Collectives:
+        """Do as `TorchCollectives.beside`. What is exchanged there has no order here, and is not compared."""
+        self._settle(Call.of("group of a thread"))
+        return self.inner.beside(leaving)
+
     def explain(self, name: str, error: Exception) -> CollectiveError | None:
         """Do as `TorchCollectives.explain`."""
         return self.inner.explain(name, error)

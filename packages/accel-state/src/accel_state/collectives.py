@@ -49,6 +49,8 @@ class TorchCollectives:
         self._whole = dist.get_world_size(made) == dist.get_world_size()
         self._compares = self._whole and self._types.get("cpu") == "gloo"
         self._roll = RollCall(self, self._open_channel)
+        self._beside: TorchCollectives | None = None
+        self._leaving: list[Callable[[], None]] = []
         self.rank = dist.get_rank(made)
         self.world_size = dist.get_world_size(made)
         self.timeout = group_timeout(made)
@@ -227,11 +229,26 @@ class TorchCollectives:
         made = self._run("group", create, members)
         return TorchCollectives(made, self._device) if self.rank in members else _outside(members)
 
+    def beside(self, leaving: Callable[[], None]) -> Collectives:
+        """Return a gloo group of the same ranks for another thread. Collective.
+
+        It is made by the first call; nothing that is exchanged in it can meet what is exchanged here.
+        ``leaving`` is called before the group is left, to wait until the thread is through.
+        """
+        if self._beside is None:
+            self._beside = TorchCollectives(self._run("group of a thread", self._open_channel, None))
+        self._leaving.append(leaving)
+        return self._beside
+
     # -- inside ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of a group that was destroyed; every operation is refused from now on."""
-        self._group = self._side = None
+        """Let go of a group that is about to be destroyed; every operation is refused from now on."""
+        while self._leaving:
+            self._leaving.pop()()
+        if self._beside is not None:
+            self._beside.close()
+        self._group = self._side = self._beside = None
         self._roll.close()
 
     def reopen(self) -> None:

@@ -29,7 +29,10 @@ def last_words(members: Sequence[int], rank: int, words: str) -> str:
         name="accel-last-words",
         daemon=True,
     )
-    talk.start()
+    try:
+        talk.start()
+    except RuntimeError:
+        return ""  # the interpreter ends, and starts no threads any more
     talk.join(2 * _LISTEN)
     rows = [heard.get(number, _SILENT) for number in range(len(members))]
     return f"\nWhere the ranks stopped:\n{table(rows)}\n"

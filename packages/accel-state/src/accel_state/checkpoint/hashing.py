@@ -106,7 +106,13 @@ def _put(files: Files, file: int, piece: memoryview, result: Hasher, beside: Thr
         result.update(piece)
         write_all(files, file, piece)
         return
-    hashed: Future[None] = beside.submit(result.update, piece)
+    try:
+        hashed: Future[None] = beside.submit(result.update, piece)
+    except RuntimeError:
+        # The interpreter ends, and starts no threads any more; a save in the background goes on.
+        result.update(piece)
+        write_all(files, file, piece)
+        return
     try:
         write_all(files, file, piece)
     finally:
