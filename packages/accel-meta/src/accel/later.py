@@ -6,18 +6,11 @@ METHODS = frozenset(
     {
         "deepspeed_ulysses_dl_adapter",
         "end_training",
-        "get_state_dict",
         "get_tracker",
         "init_trackers",
-        "load_state",
         "log",
         "lomo_backward",
         "maybe_context_parallel",
-        "register_for_checkpointing",
-        "register_load_state_pre_hook",
-        "register_save_state_pre_hook",
-        "save_model",
-        "save_state",
         "verify_device_map",
     }
 )
