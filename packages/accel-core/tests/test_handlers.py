@@ -10,6 +10,7 @@ from accel_core.config import (
     AutocastKwargs,
     GradScalerKwargs,
     KwargsHandler,
+    PreemptionKwargs,
     ProfileKwargs,
     TorchDynamoPlugin,
 )
@@ -35,6 +36,10 @@ WRONG = {
     ),
     "a number for a folder": (ProfileKwargs, {"output_trace_dir": 3}, "must be a path or None"),
     "no callback": (ProfileKwargs, {"on_trace_ready": "print"}, "on_trace_ready.*must be callable"),
+    "a misspelt signal": (PreemptionKwargs, {"signals": ("SIGUSR",)}, r"(?s)\[0\]='SIGUSR'.*mean 'SIGUSR"),
+    "a signal by number": (PreemptionKwargs, {"signals": (15,)}, r"\[0\]=15: is the name of no signal"),
+    "a signal nobody sees": (PreemptionKwargs, {"signals": ("SIGKILL",)}, "before it can do anything"),
+    "a deadline in words": (PreemptionKwargs, {"deadline": "3h"}, "seconds or a timedelta, more than 0 or a"),
     "an unknown backend": (TorchDynamoPlugin, {"backend": "indctor"}, "mean 'INDUCTOR'"),
     "an unknown mode": (TorchDynamoPlugin, {"mode": "max-autotne"}, "did you mean 'max-autotune'"),
     "mode and options": (

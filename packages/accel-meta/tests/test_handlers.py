@@ -18,6 +18,7 @@ from accel.utils import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
     KwargsHandler,
+    PreemptionKwargs,
     ProfileKwargs,
 )
 
@@ -39,6 +40,7 @@ TAKEN = (
     DistributedDataParallelKwargs,
     GradScalerKwargs,
     InitProcessGroupKwargs,
+    PreemptionKwargs,
     ProfileKwargs,
 )
 

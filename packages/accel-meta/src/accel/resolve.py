@@ -19,6 +19,7 @@ from accel_core.config import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
     KwargsHandler,
+    PreemptionKwargs,
     ProfileKwargs,
     ProjectConfiguration,
     TorchDynamoPlugin,
@@ -40,6 +41,7 @@ _HANDLERS: dict[type[KwargsHandler], str] = {
     DistributedDataParallelKwargs: "ddp",
     GradScalerKwargs: "scaler",
     InitProcessGroupKwargs: "init",
+    PreemptionKwargs: "preemption",
     ProfileKwargs: "profile",
 }
 

@@ -121,8 +121,10 @@ class Board:
                 return True
             if waited >= self.patience and not told:
                 told = True
-                rows = literal_eval(self._judge(lane, number))
-                logger.warning("%s", self._not_come(call, rows), main_process_only=False)
+                said = self._judge(lane, number)
+                if said != _FINE:  # all have come by now, and only rank 0 has not said so
+                    rows = literal_eval(said)
+                    logger.warning("%s", self._not_come(call, rows), main_process_only=False)
 
     def _absent(self, lane: str, number: int) -> list[int]:
         ranks = range(len(self.members))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .layers import Layers as Layers
     from .layers import Resolved as Resolved
     from .layers import Said as Said
+    from .preemption import PreemptionKwargs as PreemptionKwargs
     from .profile import ProfileKwargs as ProfileKwargs
     from .run import DataLoaderConfiguration as DataLoaderConfiguration
     from .run import GradientAccumulationPlugin as GradientAccumulationPlugin
@@ -51,6 +52,7 @@ _NAMES = {
     "Layer": ".layers",
     "Layers": ".layers",
     "ORDER": ".layers",
+    "PreemptionKwargs": ".preemption",
     "ProfileKwargs": ".profile",
     "ProjectConfiguration": ".run",
     "Resolved": ".layers",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from accel_core.config import GradScalerKwargs as GradScalerKwargs
     from accel_core.config import InitProcessGroupKwargs as InitProcessGroupKwargs
     from accel_core.config import KwargsHandler as KwargsHandler
+    from accel_core.config import PreemptionKwargs as PreemptionKwargs
     from accel_core.config import ProfileKwargs as ProfileKwargs
     from accel_core.config import ProjectConfiguration as ProjectConfiguration
     from accel_core.config import TorchDynamoPlugin as TorchDynamoPlugin
@@ -105,6 +106,7 @@ _NAMES = {
     "KwargsHandler": "accel_core.config",
     "LoggerType": "accel_core.enums",
     "PrecisionType": "accel_core.enums",
+    "PreemptionKwargs": "accel_core.config",
     "ProfileKwargs": "accel_core.config",
     "ProjectConfiguration": "accel_core.config",
     "RNGType": "accel_core.enums",
