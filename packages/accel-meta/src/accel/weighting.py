@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -90,6 +90,22 @@ class Weighting:
         """Return what gradients are to be multiplied by now; 1.0 unless this backward closed the window."""
         factor, self._pending = self._pending, 1.0
         return factor
+
+    def progress(self) -> dict[str, float | int | None]:
+        """Return what this rank has counted of an open window, as JSON."""
+        return {
+            "sum": self._sum,
+            "latest": self._latest,
+            "kind": self._kind,
+            "factor": self._factor,
+            "reference": self._reference,
+        }
+
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """Stand where ``progress`` was told."""
+        self._sum, self._latest, self._kind = progress["sum"], progress["latest"], progress["kind"]
+        self._factor, self._reference = progress["factor"], progress["reference"]
+        self._pending = 1.0
 
     # -- one rank --------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ _Told = tuple[str, str, str]
 def together(group: Collectives, action: Callable[[], _T], doing: str) -> list[_T]:
     """Run ``action`` on every rank and return all results by rank. Collective.
 
-    When it fails on one rank, every rank raises CheckpointError that names this rank and the cause.
+    When it fails on one rank, every rank raises CheckpointError that names this rank and the cause; the
+    rank itself raises its own error where that is one of ours.
     """
     failure: Exception | None = None
     value: _T | None = None
@@ -27,7 +28,7 @@ def together(group: Collectives, action: Callable[[], _T], doing: str) -> list[_
     failed = [(rank, told) for rank, (_, told) in enumerate(answers) if told is not None]
     if not failed:
         return [result for result, _ in answers]
-    if isinstance(failure, CheckpointError):
+    if isinstance(failure, AccelError):
         raise failure
     rank, (what, where, fix) = failed[0]
     own = f"rank {group.rank} of {group.world_size}" if failure is not None else f"rank {rank}"

@@ -1,0 +1,205 @@
+"""The parts of a run by name: units with their optimizers, optimizers of several models, hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from accel_core.errors import CheckpointError
+from accel_core.protocols import LoadReport, Unit
+from accel_parallel.encoding import decode, encode
+from accel_parallel.inspection import parameter_names
+from accel_parallel.optimizer_state import compare, load_named_state, named_state
+
+from . import checkpoint_layout as layout
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from accel_core.protocols import StateSink, StateSource, Strategy
+    from accel_parallel import AcceleratedOptimizer
+
+    from .preparation import Registry
+
+
+def names_of(registry: Registry, role: str) -> Iterator[tuple[str, Any]]:
+    """Yield what was prepared as ``scheduler`` or ``dataloader``, each under a name of its own.
+
+    Those of a named unit are called after it, the others by their order: ``scheduler``, ``scheduler_1``.
+    """
+    every = registry.schedulers if role == "scheduler" else registry.loaders
+    owners = {}
+    for name, unit in registry.named.items():
+        parts = unit.schedulers if role == "scheduler" else unit.loaders
+        for number, part in enumerate(parts):
+            owners[id(part)] = f"{name}/{role}" + (f"_{number}" if number else "")
+    count = 0
+    for each in every:
+        if id(each) in owners:
+            yield owners[id(each)], each
+            continue
+        yield role + (f"_{count}" if count else ""), each
+        count += 1
+
+
+def units_of(registry: Registry) -> list[Unit]:
+    """Return every unit with all optimizers that hold its parameters only, whenever they were prepared."""
+    taken: set[int] = set()
+    units = []
+    for unit in registry.units:
+        own = set(parameter_names(unit.model))
+        mine = []
+        for optimizer in registry.optimizers:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            if id(optimizer) not in taken and all(parameter in own for parameter in held):
+                taken.add(id(optimizer))
+                mine.append(optimizer.optimizer)
+        units.append(replace(unit, optimizers=tuple(mine)))
+    return units
+
+
+def wrappers_of(registry: Registry) -> dict[str, AcceleratedOptimizer]:
+    """Return every prepared optimizer by the name of its state."""
+    by_inner = {id(each.optimizer): each for each in registry.optimizers}
+    found = {
+        layout.shown(f"{unit.name}/optimizer_{number}"): by_inner.pop(id(inner))
+        for unit in units_of(registry)
+        for number, inner in enumerate(unit.optimizers)
+    }
+    loose = (each for each in registry.optimizers if id(each.optimizer) in by_inner)
+    return found | {f"shared_optimizer_{number}": each for number, each in enumerate(loose)}
+
+
+def load_units(
+    strategy: Strategy, registry: Registry, source: StateSource, external: Sequence[str], *, strict: bool
+) -> LoadReport:
+    """Give models and optimizers their state; models of ``external`` units stay as they are. Collective."""
+    stored = set(source.names())
+    restored: list[str] = []
+    missing: list[str] = []
+    unexpected: list[str] = []
+    mismatched: dict[str, str] = {}
+    for unit in units_of(registry):
+        own = f"{unit.name}/model"
+        if not strict and unit.name not in external and layout.shown(own) not in stored:
+            missing.append(own)
+            continue
+        instead = {own: strategy.states.full(unit)} if unit.name in external else {}
+        report = strategy.states.load(unit, layout.LaidOutSource(source, instead), strict=strict)
+        for found, names in (
+            (restored, report.restored),
+            (missing, report.missing),
+            (unexpected, report.unexpected),
+        ):
+            found += [name if name.startswith(unit.name) else f"{unit.name}.{name}" for name in names]
+        mismatched.update({f"{unit.name}.{name}": why for name, why in report.mismatched.items()})
+    return LoadReport(tuple(restored), tuple(missing), tuple(unexpected), mismatched)
+
+
+class LooseOptimizers:
+    """Optimizers that hold the parameters of several models, or of none that was prepared."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._optimizers = {
+            name: each.optimizer
+            for name, each in wrappers_of(registry).items()
+            if name.startswith("shared_optimizer_")
+        }
+        self._parameters: dict[nn.Parameter, str] = {
+            parameter: f"{unit.name}.{name}"
+            for unit in registry.units
+            for parameter, name in parameter_names(unit.model).items()
+        }
+
+    def names(self) -> list[str]:
+        """Return their names."""
+        return list(self._optimizers)
+
+    def encoded(self) -> dict[str, tuple[Any, dict[str, torch.Tensor]]]:
+        """Return their states. Raises CheckpointError for a parameter that no prepared model has."""
+        return {name: named_state(each, self._parameters, name) for name, each in self._optimizers.items()}
+
+    def load(self, source: StateSource) -> list[str]:
+        """Give them back what is stored of them; return whom."""
+        stored = set(source.names())
+        found = []
+        for name, optimizer in self._optimizers.items():
+            if name not in stored:
+                continue
+            content = source.json(name)
+            missing, unexpected = compare(optimizer, content, self._parameters, name)
+            if missing or unexpected:
+                raise CheckpointError(
+                    f"{name} holds other parameters than the checkpoint",
+                    where=f"missing: {', '.join(missing) or '-'}; unexpected: {', '.join(unexpected) or '-'}",
+                    fix="build it from the same models as in the run that saved it",
+                )
+            label = f"{name}/tensors"
+            tensors = dict(source.tensors(label)) if label in stored else {}
+            load_named_state(optimizer, content, tensors, self._parameters)
+            found.append(name)
+        return found
+
+
+class HookStates:
+    """What communication hooks keep from step to step, on each rank its own."""
+
+    def __init__(self, strategy: Strategy, registry: Registry) -> None:
+        self._states: dict[str, Any] = {}
+        tell = getattr(strategy, "comm_state", None)
+        if tell is not None:
+            found = ((unit.name, tell(unit.model)) for unit in registry.units)
+            self._states = {name: state for name, state in found if state is not None}
+
+    def save(self, sink: StateSink, rank: int) -> None:
+        """Write them."""
+        for name, state in self._states.items():
+            tensors: dict[str, torch.Tensor] = {}
+            label = f"{layout.HOOK_STATES}/{name}_{rank}"
+            sink.json(label, encode(_told(state), name, tensors))
+            sink.tensors(f"{label}/tensors", tensors)
+
+    def load(self, source: StateSource, rank: int, world: int, saved: int) -> None:
+        """Give them back. Raises CheckpointError on another number of ranks: each has errors of its own."""
+        stored = set(source.names())
+        for name, state in self._states.items():
+            if f"{layout.HOOK_STATES}/{name}_0" not in stored:
+                continue
+            if world != saved:
+                raise CheckpointError(
+                    f"The communication hook of {name!r} keeps what each of {saved} ranks still owes, and"
+                    f" this run has {world}",
+                    fix=f"go on with {saved} processes, or without that hook",
+                )
+            label = f"{layout.HOOK_STATES}/{name}_{rank}"
+            _give(state, decode(source.json(label), source.tensors(f"{label}/tensors")))
+
+
+def _told(state: Any) -> dict[str, Any]:
+    """Return the attributes of a hook's state; NumPy's generators as their state."""
+    kept = {key: value for key, value in vars(state).items() if key != "process_group"}
+    return {
+        key: {"generator": value.get_state(legacy=False)} if hasattr(value, "get_state") else value
+        for key, value in kept.items()
+    }
+
+
+def _give(state: Any, told: Mapping[str, Any]) -> None:
+    for key, value in told.items():
+        present: Any = getattr(state, key, None)
+        if hasattr(present, "set_state") and isinstance(value, dict):
+            present.set_state(value["generator"])
+        else:
+            setattr(state, key, _copied(value))
+
+
+def _copied(value: Any) -> Any:
+    # What is read from a checkpoint is a mapping of its file; hooks write into theirs.
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return value.clone() if hasattr(value, "clone") else value
+
+
+__all__ = ["HookStates", "LooseOptimizers", "load_units", "names_of", "units_of", "wrappers_of"]
