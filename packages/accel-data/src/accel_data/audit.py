@@ -20,10 +20,11 @@ from accel_core.errors import AuditError, UnknownNameError
 from accel_core.protocols.collectives import Collectives
 
 from . import coverage, hf, verdict
-from .batches import BatchSamplerShard, Tail
+from .batches import BatchSamplerShard
 from .fingerprint import Probe, StreamHead, rows_of
 from .samplers import samplers_of
 from .stream import IterableDatasetShard
+from .tail import Tail
 from .verdict import Seen
 
 AUDIT = ("first_batches", "epoch", "off")

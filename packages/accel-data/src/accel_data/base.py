@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from accel_core.errors import DataError
 from accel_core.window import LoaderCursor
 
-from .batches import BatchSamplerShard, Tail
+from .batches import BatchSamplerShard
 from .plan import LoaderPlan
 from .samplers import SeedableRandomSampler, samplers_of
 from .stream import IterableDatasetShard, count_rows
+from .tail import Tail
 
 
 class PreparedLoader(DataLoader[Any]):

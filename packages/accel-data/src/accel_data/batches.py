@@ -3,58 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import chain, cycle, islice
 from typing import Any
 from zlib import crc32
 
 from torch.utils.data import BatchSampler
 
-from accel_core.cursor import LoaderCursor
 from accel_core.errors import DataError, PrepareError
 
 from .order import Reading, local_slices, own_rounds, reading_of
-
-FIRST = 64
-"""Indices at the start of an order by which orders are compared."""
-
-
-class Tail:
-    """What a walk knows about its last batch; complete once the walk has ended."""
-
-    __slots__ = ("fingerprint", "first", "parts", "valid", "walked")
-
-    def __init__(self) -> None:
-        self.valid: int | None = None
-        """Real samples of the last batch over all ranks; None when all are."""
-        self.parts: list[int] | None = None
-        """Samples of each rank in the last round, padding included, which comes last; None when not known."""
-        self.walked = False
-        """The order came from a sampler that is walked, so ranks could disagree on it."""
-        self.fingerprint = 0
-        """A checksum of the first round of a walk."""
-        self.first: list[Any] | None = None
-        """The first indices of the order that all ranks divide between them."""
-
-    @property
-    def world_batch(self) -> int | None:
-        """Samples of the last batch over all ranks, padding included; None when not known."""
-        return None if self.parts is None else sum(self.parts)
-
-    def tell(self, cursor: LoaderCursor, rank: int) -> None:
-        """Tell ``cursor`` of the last batch of ``rank``; it speaks of the full batch before.
-
-        A rank without a part in the last round has ended with the round before, which was full.
-        """
-        if self.parts is None:
-            cursor.world_batch = cursor.rows = None
-        elif self.parts[rank]:
-            cursor.world_batch, cursor.rows = sum(self.parts), self.parts[rank]
-            cursor.ended = tuple(place for place, size in enumerate(self.parts) if not size)
-            if self.valid is not None:
-                cursor.valid = self.valid
-                real = min(max(self.valid - sum(self.parts[:rank]), 0), cursor.rows)
-                cursor.own = None if real == cursor.rows else real
+from .tail import FIRST, Tail
 
 
 class BatchSamplerShard(BatchSampler):
@@ -96,6 +56,12 @@ class BatchSamplerShard(BatchSampler):
         self.drop_last = bool(getattr(batch_sampler, "drop_last", False))
         self.start = 0
         """Local batches that the next iteration leaves out; it goes back to 0 by itself."""
+        self.origin = 0
+        """Samples of the whole order that the next iteration leaves out before it cuts batches; 0 as well."""
+        self.prime: Callable[[], object] | None = None
+        """Called once, before the next iteration draws its order."""
+        self.settle: Callable[[], object] | None = None
+        """Called once, when the next iteration knows its order, before its first batch is given out."""
         self.audited = False
         """Ranks compare the first indices of the order."""
         self.record: list[list[Any]] | None = None
@@ -184,16 +150,26 @@ class BatchSamplerShard(BatchSampler):
 
     def __iter__(self) -> Iterator[list[Any]]:
         # Worker processes ask for two walks and use the second: the start goes when a walk begins.
-        start = self.start
+        start, origin = self.start, self.origin
         self.tail = tail = Tail()
         reading = self.reading()
         if reading is not None:
-            return self._recorded(self._arithmetic(reading, tail, start))
+            return self._recorded(self._arithmetic(reading, tail, start, origin))
         if self.num_processes == 1:
-            return self._rest(start)
+            return self._rest(tail, start, origin)
         tail.walked = True
-        rounds = self._split_rounds() if self.split_batches else self._whole_rounds()
-        return self._recorded(self._walk(rounds, tail, start))
+        return self._recorded(self._walk(tail, start, origin))
+
+    def _begin(self) -> None:
+        self.start = self.origin = 0
+        act, self.prime = self.prime, None
+        if act is not None:
+            act()
+
+    def _settled(self) -> None:
+        act, self.settle = self.settle, None
+        if act is not None:
+            act()
 
     def _recorded(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
         if self.record is None:
@@ -207,65 +183,118 @@ class BatchSamplerShard(BatchSampler):
 
         return noted()
 
-    def _arithmetic(self, reading: Reading, tail: Tail, start: int) -> Iterator[list[Any]]:
+    def _arithmetic(self, reading: Reading, tail: Tail, start: int, origin: int) -> Iterator[list[Any]]:
         world, rank = self.num_processes, self.process_index
         size = self.batch_size // world if self.split_batches else self.batch_size
         stride = size * world
         total = reading.length()
-        full = total // stride * stride
-        rest = 0 if self.drop_last else total - full
+        left = max(0, total - origin)
+        full = origin + left // stride * stride
+        base = min(origin + start * stride, full)
+        rest = 0 if self.drop_last else left % stride
         padded = bool(rest) and self.even_batches and world > 1
         tail.valid = rest if padded else None
         tail.parts = [size] * world
         if rest and not padded:
             tail.parts = [min(max(rest - place * size, 0), size) for place in range(world)]
+        has_last = (padded or rest > rank * size) and start <= left // stride
+        tail.base, tail.stride, tail.total = base, stride, total
+        tail.count = (full - base) // stride + has_last
 
         def batches() -> Iterator[list[Any]]:
-            self.start = 0
+            self._begin()
             # Drawn at the first batch, where plain torch draws: later use of the same generator agrees.
             order = reading.draw()
             if self.audited:
                 tail.first = list(order[:FIRST])
             last: list[Any] = []
-            if rest:
+            if has_last:
                 at = full + rank * size
                 places = range(at, at + size) if padded else range(at, min(at + size, total))
                 last = [order[place % total] for place in places]
+            self._settled()
             if isinstance(order, array) and world > 1:
-                order = own_rounds(order, full, stride, rank * size, size)
-                yield from local_slices(order, start * size, len(order), size, size)
+                order = own_rounds(order, base, full, stride, rank * size, size)
+                yield from local_slices(order, 0, len(order), size, size)
             else:
-                yield from local_slices(order, start * stride + rank * size, full, stride, size)
-            if last and start * stride <= full:
+                yield from local_slices(order, base + rank * size, full, stride, size)
+            if last:
                 yield last
             if reading.finish is not None:
                 reading.finish()
 
         return batches()
 
-    def _rest(self, start: int) -> Iterator[list[Any]]:
-        self.start = 0
-        yield from islice(iter(self.batch_sampler), start, None)
+    def _rest(self, tail: Tail, start: int, origin: int) -> Iterator[list[Any]]:
+        """Walk the batches of one process."""
+        self._begin()
+        tail.base = read = origin
+        tail.ends = array("q")
+        for number, batch in enumerate(self._walked(origin, [], 0)):
+            size = _samples(batch)
+            read += size
+            if number < start:
+                tail.base = read
+                continue
+            tail.ends.append(read)
+            tail.parts = [size] if isinstance(batch, (list, tuple)) else None
+            self._settled()
+            yield batch
 
-    def _walk(self, rounds: Iterator[Round], tail: Tail, start: int) -> Iterator[list[Any]]:
-        self.start = 0
-        rank = self.process_index
+    def _walk(self, tail: Tail, start: int, origin: int) -> Iterator[list[Any]]:
+        """Walk the batches of all ranks, and give out this rank's."""
+        self._begin()
+        rank, world = self.process_index, self.num_processes
+        wanted = max(self.batch_size or 0, world) * (1 if self.split_batches else world)
+        first: list[Any] = []
+        walk = self._walked(origin, first, max(wanted, FIRST))
+        rounds = self._split_rounds(walk, first) if self.split_batches else self._whole_rounds(walk, first)
+        tail.base = read = origin
+        tail.ends = array("q")
         for number, (batches, valid) in enumerate(rounds):
             if number == 0:
                 tail.fingerprint = crc32(repr(batches).encode()) & 0x3FFFFFFF
-                tail.first = []
+                tail.first = first[: min(origin, FIRST)]
             if self.audited and tail.first is not None and len(tail.first) < FIRST:
                 tail.first += chain.from_iterable(batches)
             tail.valid = valid
-            tail.parts = [*map(len, batches), *[0] * (self.num_processes - len(batches))]
-            if number >= start and rank < len(batches) and batches[rank]:
+            tail.parts = [*map(len, batches), *[0] * (world - len(batches))]
+            read += sum(tail.parts) if valid is None else valid
+            if number < start:
+                tail.base = read
+            elif rank < len(batches) and batches[rank]:
+                tail.ends.append(read)
+                self._settled()
                 yield batches[rank]
 
-    def _whole_rounds(self) -> Iterator[Round]:
+    def _walked(self, origin: int, first: list[Any], wanted: int) -> Iterator[Any]:
+        """Walk the batch sampler from sample ``origin`` on; ``first`` gets up to ``wanted`` before that."""
+        if not origin:
+            yield from self.batch_sampler
+        elif self._plain():
+            samples = iter(self.batch_sampler.sampler)
+            before = islice(samples, origin)
+            first.extend(islice(before, wanted))
+            deque(before, maxlen=0)
+            while batch := list(islice(samples, self.batch_size)):
+                if len(batch) == self.batch_size or not self.drop_last:
+                    yield batch
+        else:
+            yield from self._cut(origin, first, wanted)
+
+    def _cut(self, origin: int, first: list[Any], wanted: int) -> Iterator[Any]:
+        """Walk batches that somebody else has cut; one with ``origin`` in its middle loses its start."""
+        for batch in self.batch_sampler:
+            size = _samples(batch)
+            if origin > 0 and isinstance(batch, (list, tuple)):
+                first.extend(batch[: min(origin, max(0, wanted - len(first)))])
+            if origin < size:
+                yield batch[origin:] if origin > 0 else batch
+            origin -= min(origin, size)
+
+    def _whole_rounds(self, walk: Iterator[Any], first: list[Any]) -> Iterator[Round]:
         """Yield the batches of each round, one for each rank."""
         world = self.num_processes
-        walk = iter(self.batch_sampler)
-        first: list[Any] = []
         wanted = world * (self.batch_size or 0) if self.even_batches else 0
         ahead = [list(batch) for batch in islice(walk, world)]
         while ahead:
@@ -286,11 +315,9 @@ class BatchSamplerShard(BatchSampler):
         batches.extend(list(islice(fill, size)) for _ in range(self.num_processes - len(batches)))
         return batches, None if sum(map(len, batches)) == real else real
 
-    def _split_rounds(self) -> Iterator[Round]:
+    def _split_rounds(self, walk: Iterator[Any], first: list[Any]) -> Iterator[Round]:
         """Yield each batch cut into one part for each rank."""
         world = self.num_processes
-        walk = iter(self.batch_sampler)
-        first: list[Any] = []
         ahead = next(walk, None)
         number = 0
         while ahead is not None:
@@ -316,6 +343,11 @@ class BatchSamplerShard(BatchSampler):
             parts = [batch[at : at + size] for at in range(0, full, size)]
             yield parts, real if len(batch) > real else None
             number += 1
+
+
+def _samples(batch: Any) -> int:
+    """Return the samples of a batch; without batches each item is one."""
+    return len(batch) if isinstance(batch, (list, tuple)) else 1
 
 
 Round = tuple[list[list[Any]], int | None]

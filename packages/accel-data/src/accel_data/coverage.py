@@ -10,9 +10,10 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from accel_core.errors import AuditError
 
-from .batches import BatchSamplerShard, Tail
+from .batches import BatchSamplerShard
 from .fingerprint import rows_of
 from .samplers import samplers_of
+from .tail import Tail
 
 _OFF = "DataLoaderConfiguration(audit='first_batches') looks at the first batches only"
 

@@ -17,11 +17,11 @@ from accel_core.protocols.collectives import Collectives
 from accel_core.window import GradientWindow
 
 from .base import PreparedLoader
-from .batches import Tail
 from .ending import NOTHING
 from .parcels import Parcel, fill_from, join_batches, pack, rows, slice_batch, unpack
 from .placement import mover
 from .plan import EpochCounter, LoaderPlan
+from .tail import Tail
 
 logger = get_logger(__name__)
 

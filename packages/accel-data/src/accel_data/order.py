@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch.utils.data import RandomSampler, SequentialSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 Order = range | Sequence[Any]
 """Indices in the order in which the whole world reads them; ``len`` and slices cost what they return."""
@@ -109,18 +109,20 @@ def reading_of(sampler: object) -> Reading | None:
         return Reading(lambda: len(source), lambda: range(len(source)))
     if type(sampler) is RandomSampler:
         return _torch_random(sampler)
+    if type(sampler) is DistributedSampler:
+        return Reading(lambda: len(sampler), lambda: list(sampler))
     own = getattr(sampler, "accel_reading", None)
     return own() if own is not None else None
 
 
-def own_rounds(order: array[int], full: int, stride: int, first: int, size: int) -> array[int]:
-    """Return ``order[at + first : at + first + size]`` for all ``at`` in ``range(0, full, stride)``, joined.
+def own_rounds(order: array[int], base: int, stop: int, stride: int, first: int, size: int) -> array[int]:
+    """Return ``order[at + first : at + first + size]`` for ``at`` in ``range(base, stop, stride)``, joined.
 
     So that a rank keeps its own indices only, side by side in memory.
     """
-    indices, tensor = _buffer(full // stride * size)
+    indices, tensor = _buffer((stop - base) // stride * size)
     if indices:
-        rounds = torch.frombuffer(order, dtype=torch.int64)[:full].view(-1, stride)
+        rounds = torch.frombuffer(order, dtype=torch.int64)[base:stop].view(-1, stride)
         tensor.view(-1, size).copy_(rounds[:, first : first + size])
     return indices
 

@@ -14,11 +14,12 @@ from accel_core.protocols.collectives import Collectives
 from accel_core.window import GradientWindow, LoaderCursor
 
 from .base import PreparedLoader
-from .batches import BatchSamplerShard, Tail
+from .batches import BatchSamplerShard
 from .ending import NOTHING, Ends, policy
 from .placement import placement
 from .plan import EpochCounter, LoaderPlan, Synchronize, check_rng_types
 from .stream import IterableDatasetShard
+from .tail import Tail
 from .tails import last_size, own_tail, sample_count
 
 

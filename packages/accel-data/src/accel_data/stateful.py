@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from accel_core.errors import DataError, NotInstalledError, PrepareError
 
-from .batches import Tail
 from .ending import policy
 from .plan import LoaderPlan
 from .samplers import SeedableRandomSampler
 from .shard import DataLoaderShard
+from .tail import Tail
 
 
 def stateful_base(loader: DataLoader[Any]) -> DataLoader[Any]:
