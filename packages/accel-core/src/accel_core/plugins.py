@@ -35,7 +35,7 @@ _OFFERED_BY: dict[str, dict[str, str]] = {
     STRATEGIES: dict.fromkeys(("single", "ddp"), "accel-parallel"),
     PRECISIONS: dict.fromkeys(("no", "fp16", "bf16"), "accel-precision"),
     TRACKERS: {"jsonl": "accel-trackers"},
-    CHECKPOINTS: {"local": "accel-state"},
+    CHECKPOINTS: dict.fromkeys(("local", "fsspec"), "accel-state"),
     LAUNCHERS: dict.fromkeys(("exec", "elastic"), "accel-cli"),
     COMMANDS: {"launch": "accel-cli", "env": "accel-cli"},
 }

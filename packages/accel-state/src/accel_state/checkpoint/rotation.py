@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from accel_core.errors import CheckpointError, ConfigError, Fault
 
@@ -11,7 +12,24 @@ from .listing import Listed
 from .verify import faults
 
 
+class Numbered(Protocol):
+    """A checkpoint in a list, with its place in the order of commits where that is known."""
+
+    @property
+    def number(self) -> int | None:
+        """Return its place."""
+        ...
+
+
+_Each = TypeVar("_Each", bound=Numbered)
+
+
 def surplus(found: Sequence[Listed], keep: int) -> list[Path]:
+    """Return the checkpoints of folders that may go, as `older` has it."""
+    return [each.path for each in older(found, keep, _good)]
+
+
+def older(found: Sequence[_Each], keep: int, good: Callable[[_Each], bool]) -> list[_Each]:
     """Return the checkpoints older than the ``keep`` newest good ones; ``found`` begins with the oldest.
 
     What is damaged does not count as kept, so the newest good one always stays. What cannot tell its
@@ -19,12 +37,11 @@ def surplus(found: Sequence[Listed], keep: int) -> list[Path]:
     """
     if keep < 1:
         raise ConfigError("rotate", [Fault("keep", keep, "at least one checkpoint is kept")])
-    good = 0
+    count = 0
     for place in range(len(found) - 1, -1, -1):
-        each = found[place]
-        good += _good(each)
-        if good == keep:
-            return [old.path for old in found[:place] if old.number is not None]
+        count += good(found[place])
+        if count == keep:
+            return [old for old in found[:place] if old.number is not None]
     return []
 
 
@@ -35,4 +52,4 @@ def _good(each: Listed) -> bool:
         return False
 
 
-__all__ = ["surplus"]
+__all__ = ["older", "surplus"]

@@ -1,0 +1,65 @@
+"""Which store keeps the checkpoints at a path or URI."""
+
+from __future__ import annotations
+
+import os
+
+from accel_core import plugins
+from accel_core.errors import CheckpointError, UnknownNameError
+from accel_core.protocols import CheckpointIO, Collectives, LonelyCollectives
+
+from .address import child, is_uri, mangled, scheme_of
+
+_LOCAL = "local"
+_REMOTE = "fsspec"
+
+
+def store_for(path: str | os.PathLike[str], group: Collectives | None = None) -> CheckpointIO:
+    """Return the store of the checkpoints at ``path``, for the ranks of ``group``.
+
+    Folders of the file system have one, each scheme of URIs the one that a distribution offers under its
+    name in the entry points ``accel.checkpoints``, and every other scheme that fsspec knows `RemoteStore`.
+
+    Raises UnknownNameError for a scheme that nobody knows, NotInstalledError naming the driver or extra that
+    is missing, CheckpointError for a URI that went through a function for paths.
+    """
+    own = group if group is not None else LonelyCollectives()
+    store: CheckpointIO = plugins.find(plugins.CHECKPOINTS, _name(os.fspath(path)))(own)
+    return store
+
+
+def _name(path: str) -> str:
+    if not is_uri(path):
+        if mangled(path) and path.partition(":")[0].lower() in _schemes() and os.name != "nt":
+            raise CheckpointError(
+                f"{path!r} was a URI before a function for paths took a slash from it",
+                fix="pass the URI as a string, not as a Path, and put parts together with child()",
+            )
+        return _LOCAL
+    scheme = scheme_of(path)
+    offered = set(plugins.names(plugins.CHECKPOINTS)) - {_LOCAL, _REMOTE}
+    if scheme in offered:
+        return scheme
+    known = _schemes()
+    if scheme not in known:
+        raise UnknownNameError("scheme", scheme, offered | known)
+    _check_driver(path)
+    return _REMOTE
+
+
+def _schemes() -> set[str]:
+    try:
+        import fsspec  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        return {"s3", "gs", "gcs", "az", "abfs", "file", "memory"}
+    return {name for name in fsspec.available_protocols() if len(name) > 1}
+
+
+def _check_driver(uri: str) -> None:
+    # At once, not when the first checkpoint is to be saved.
+    from .remote.objects import check_driver
+
+    check_driver(scheme_of(uri))
+
+
+__all__ = ["child", "is_uri", "store_for"]
