@@ -37,7 +37,7 @@ _OFFERED_BY: dict[str, dict[str, str]] = {
     TRACKERS: {"jsonl": "accel-trackers"},
     CHECKPOINTS: dict.fromkeys(("local", "fsspec"), "accel-state"),
     LAUNCHERS: dict.fromkeys(("exec", "elastic"), "accel-cli"),
-    COMMANDS: {"launch": "accel-cli", "env": "accel-cli"},
+    COMMANDS: {"launch": "accel-cli", "env": "accel-cli", "checkpoint": "accel-state"},
 }
 """Which of our own distributions offers a name, so that a missing one can be told from an unknown one."""
 
