@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from accel_core.protocols import CheckpointIO, LoadReport, Scaler, StateSource, Strategy
+    from accel_core.protocols import LoadReport, Scaler, StateSource, Strategy
     from accel_core.window import GradientWindow
     from accel_state.checkpoint import BackgroundSaver
 
@@ -133,30 +132,36 @@ class StateAPI:
         state = self._run_state()
         ranks = state.collect()
         number = state.step if step is None else step
+
+        def finish(store: Any) -> None:
+            from accel_state import preemption
+
+            guard = preemption.current()
+            if guard is not None:
+                guard.note_save(time.perf_counter() - begun, target, number)
+            if automatic:
+                self._checkpoints.rotate(store)
+
         if block:
-            self._save_now(state, ranks, target, number, automatic=automatic)
+            self._save_now(state, ranks, target, number, finish)
         else:
-            self._save_later(state, ranks, target, number, automatic=automatic)
+            self._save_later(state, ranks, target, number, finish)
         self._checkpoints.saved(automatic=automatic)
-        note = getattr(self, "_note_save", None)
-        if note is not None:
-            note(time.perf_counter() - begun)
         logger.info("Saved the state of the run, update %s, to %s", number, target)
         return target
 
     def _save_now(
-        self, state: RunState, ranks: list[Any], target: str, step: int, *, automatic: bool
+        self, state: RunState, ranks: list[Any], target: str, step: int, finish: Callable[[Any], None]
     ) -> None:
         store = self._store(target)
-        with _saving(store, target, step) as sink:
+        with store.save(target, step=step) as sink:
             if self._save_hooks:
                 state.external = self._call_save_hooks(str(sink.folder))
             state.save(sink, ranks)
-        if automatic:
-            self._checkpoints.rotate(store)
+        finish(store)
 
     def _save_later(
-        self, state: RunState, ranks: list[Any], target: str, step: int, *, automatic: bool
+        self, state: RunState, ranks: list[Any], target: str, step: int, finish: Callable[[Any], None]
     ) -> None:
         if self._save_hooks:
             raise CapabilityError(
@@ -168,8 +173,7 @@ class StateAPI:
         saver = self._saver_for(target)
         snapshot = saver.snapshot(near=target)
         state.save(snapshot, ranks)
-        after = (lambda: self._checkpoints.rotate(self._store(target, lonely=True))) if automatic else None
-        saver.submit(target, snapshot, step=step, after=after)
+        saver.submit(target, snapshot, step=step, after=lambda: finish(self._store(target, lonely=True)))
 
     def wait_for_checkpoint(self) -> None:
         """Wait until what is saved in the background is there; raise the error when it failed. Collective."""
@@ -293,13 +297,6 @@ class StateAPI:
         from accel_state.checkpoint import resolve
 
         return resolve.store_for(path, LonelyCollectives() if lonely else process_state().collectives)
-
-
-@contextmanager
-def _saving(store: CheckpointIO, target: str, step: int) -> Iterator[Any]:
-    saving: Any = store
-    with saving.save(target, step=step) as sink:
-        yield sink
 
 
 def _hooked(hooks: OrderedDict[int, Any], hook: Callable[..., None]) -> RemovableHandle:
