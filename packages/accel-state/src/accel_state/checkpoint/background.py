@@ -38,6 +38,7 @@ class BackgroundSaver:
         self.group: Collectives = group if group is not None else LonelyCollectives()
         self._stores = stores
         self._memory = HostMemory()
+        self._snapshot: SnapshotSink | None = None
         self._flight: Flight | None = None
         self._opened: tuple[Any, CheckpointIO] | None = None
         _savers.add(self)
@@ -53,7 +54,11 @@ class BackgroundSaver:
         ``near``: where the checkpoint will be, if on a file system of this machine. Raises as ``wait``.
         """
         self.wait()
-        return SnapshotSink(self._memory, near=near)
+        if self._snapshot is not None:
+            # Where taking it has failed, nobody has submitted it.
+            self._snapshot.release()
+        self._snapshot = SnapshotSink(self._memory, near=near)
+        return self._snapshot
 
     def submit(
         self,
@@ -132,7 +137,7 @@ class BackgroundSaver:
 
     def _forget(self) -> None:
         """In a forked child there is no thread, and the save is the parent's."""
-        self._flight = self._opened = None
+        self._flight = self._opened = self._snapshot = None
         self._memory = HostMemory()
 
 

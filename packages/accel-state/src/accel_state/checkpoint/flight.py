@@ -43,7 +43,7 @@ class Flight:
         self._failing = False
         self._agreed = 0
         """The boundary at which all ranks raise."""
-        self._settled = threading.Event()
+        self._settled, self._done = threading.Event(), threading.Event()
         # Not a daemon: the interpreter waits for it before it ends, and before groups are destroyed.
         self._thread = threading.Thread(target=self._run, name="accel-save", daemon=False)
 
@@ -54,6 +54,8 @@ class Flight:
     def join(self) -> None:
         """Return when it has ended, or never began."""
         if self._thread.ident is not None:
+            # Not the thread itself: an interrupted join() leaves it marked as ended (Python 3.11, bpo-45274).
+            self._done.wait()
             self._thread.join()
 
     def due(self) -> bool:
@@ -75,8 +77,9 @@ class Flight:
             if self._committed
             else f"The checkpoint {self.path} was not saved in the background"
         )
-        rank = f"rank {group.rank} of {group.world_size}"
-        where = told[1] if told[1].startswith(rank) else f"{rank}, {told[1]}".rstrip(", ")
+        where = told[1]
+        if not where.startswith("rank "):
+            where = f"rank {group.rank} of {group.world_size}, {where}".rstrip(", ")
         fix = told[2] or "see the error above; what was saved before is untouched"
         failure = CheckpointError(f"{outcome}: {what}", where=where, fix=fix)
         failure.__cause__ = error
@@ -86,16 +89,19 @@ class Flight:
 
     def _run(self) -> None:
         try:
-            self._save()
+            try:
+                self._save()
+            finally:
+                self._snapshot.release()
             self._committed = True
-            if self._after is not None:
-                together(self._group, self._follow, "do what follows the save")
+            # Some ranks may have nothing to do.
+            together(self._group, self._follow, "do what follows the save")
         except BaseException as error:  # noqa: BLE001 - it is raised where the training hears of it
             self.error = error
             self._agree(error)
         finally:
-            self._snapshot.release()
             self.ended = True
+            self._done.set()
 
     def _save(self) -> None:
         sink = self._store.begin(self.path, step=self._step)
