@@ -186,9 +186,11 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI, StateAPI, ModelAPI, Preemptio
 
         Raises StateError for a second backward in a micro-batch without ``add`` and for windows that mix
         weighted and unweighted ones, DataError and TypeError for weights that count nothing, and
-        CollectiveError when ranks disagree about them.
+        CollectiveError when ranks disagree about them; CheckpointError when a save in the background failed.
         """
         window = self._window
+        for saver in self._saving:
+            saver.check()
         if window.inside:
             window.admit(weighted=weight is not None, add=add)
         window.filled = True

@@ -39,6 +39,8 @@ class StateAPI:
     _registry: Registry
     _strategy: Strategy
     _window: GradientWindow
+    _saving: tuple[BackgroundSaver, ...] = ()
+    """What saves in the background, one for each kind of store; a backward asks whether it has failed."""
 
     _settings: Settings
 
@@ -112,7 +114,7 @@ class StateAPI:
         afterwards, oldest first.
 
         ``block=False``, ours: copy the state, go on, and write it in the background; an error is raised by
-        the next call of this kind, and by `wait_for_checkpoint`. ``step``, ours: the number shown for it,
+        the next backward or save, and by `wait_for_checkpoint`. ``step``, ours: the number shown for it,
         by default the updates so far. There is no pickle: ``safe_serialization=False`` is refused.
 
         Raises StateError between a backward and its step, CheckpointError when it cannot be written.
@@ -177,12 +179,11 @@ class StateAPI:
 
     def wait_for_checkpoint(self) -> None:
         """Wait until what is saved in the background is there; raise the error when it failed. Collective."""
-        for saver in self._savers.values():
+        for saver in self._saving:
             saver.wait()
 
     @cached_property
     def _savers(self) -> dict[str, BackgroundSaver]:
-        """What saves in the background, for each kind of store."""
         return {}
 
     def _saver_for(self, target: str) -> BackgroundSaver:
@@ -190,9 +191,9 @@ class StateAPI:
 
         kind = address.scheme_of(target) if address.is_uri(target) else ""
         if kind not in self._savers:
-            self._savers[kind] = BackgroundSaver(
-                lambda group: resolve.store_for(target, group), process_state().collectives
-            )
+            group = process_state().collectives
+            self._savers[kind] = BackgroundSaver(lambda each: resolve.store_for(target, each), group)
+            self._saving = tuple(self._savers.values())
         return self._savers[kind]
 
     def _call_save_hooks(self, folder: str) -> tuple[str, ...]:
