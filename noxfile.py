@@ -34,7 +34,7 @@ nox.options.sessions = ["lint", "types", "layers", "tests", "integration"]
 # The hardware that tests declare by a marker of accel_core.testing.
 HARDWARE = ("cpu", "gpu", "mps", "hpu")
 # Suites of tests/ that have a session of their own.
-SEPARATE = ("faults", "wheels")
+SEPARATE = ("faults", "remote", "wheels")
 # Slow suites, run by ci only when the change concerns what they cover.
 SLOW = {
     "faults": (
@@ -42,6 +42,7 @@ SLOW = {
         "packages/accel-core/src/",
         "tests/faults/",
     ),
+    "remote": ("packages/accel-state/src/accel_state/checkpoint/remote/", "tests/remote/"),
     "bench": ("tools/bench/",),
 }
 BASE = {"OMP_NUM_THREADS": "1", **uv_environment()}
@@ -109,6 +110,12 @@ def faults(session: nox.Session) -> None:
     if not any((ROOT / "tests" / "faults").glob("test_*.py")):
         session.skip("tests/faults holds no tests yet")
     pytest(session, "tests/faults")
+
+
+@nox.session
+def remote(session: nox.Session) -> None:
+    """Save to and load from a server that speaks S3, which breaks off, denies and garbles."""
+    pytest(session, "tests/remote", python=str(environments.remote(BASE)))
 
 
 @nox.session

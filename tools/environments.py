@@ -40,6 +40,12 @@ def peer(environment: Mapping[str, str]) -> Path:
     return _synchronised("peer", [], "peer", environment)
 
 
+def remote(environment: Mapping[str, str]) -> Path:
+    """Return the Python of the environment with an S3 server, and the packages that talk to it."""
+    members = [package for package in packages() if package.dist in {"accel-core", "accel-state"}]
+    return _synchronised("remote", members, "remote", environment)
+
+
 def fresh(place: Path, requirements: Iterable[str], environment: Mapping[str, str]) -> Path:
     """Make an environment at ``place`` with ``requirements`` and what they declare; return its Python."""
     shutil.rmtree(place, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from accel_core.errors import NotInstalledError
 
 from ..address import shown
-from .trouble import passes, unreachable
+from .trouble import DamagedError, garbled, passes, unreachable
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -29,6 +29,8 @@ _LONGEST_WAIT = 20.0
 def persistently(action: Callable[[], _T], doing: str, uri: str, patience: float) -> _T:
     """Return what ``action`` returns; raise CheckpointError when it fails for good or for too long.
 
+    DamagedError when the store's own checksum says that an object is not what was stored.
+
     Waits grow and are random, so that many ranks do not ask again at one moment. FileNotFoundError is
     raised as it is: to the caller it may be an answer.
     """
@@ -42,7 +44,9 @@ def persistently(action: Callable[[], _T], doing: str, uri: str, patience: float
         if not first:
             first.append(time.monotonic())
         waited = time.monotonic() - first[0] + state.upcoming_sleep
-        return state.attempt_number >= _LEAST_TRIES and waited > patience
+        # On the way bytes change seldom; in the store they stay changed.
+        vain = waited > patience or (state.outcome is not None and garbled(state.outcome.exception()))
+        return state.attempt_number >= _LEAST_TRIES and vain
 
     def say(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -68,7 +72,10 @@ def persistently(action: Callable[[], _T], doing: str, uri: str, patience: float
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise unreachable(error, doing, uri, int(tries.statistics.get("attempt_number", 1))) from error
+        report = unreachable(error, doing, uri, int(tries.statistics.get("attempt_number", 1)))
+        if garbled(error):
+            report = DamagedError(report.what, where=report.where, fix="use the checkpoint before it")
+        raise report from error
 
 
 __all__ = ["PATIENCE", "persistently"]

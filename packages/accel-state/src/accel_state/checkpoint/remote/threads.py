@@ -22,17 +22,17 @@ def in_threads(action: Callable[[_I], _O], items: Iterable[_I], threads: int) ->
             tasks.extend(pool.submit(action, item) for item in waiting)
         except RuntimeError:
             # The interpreter ends, and starts no threads any more; a save in the background goes on.
-            wait(tasks)
-            return [task.result() for task in tasks] + [action(item) for item in waiting[len(tasks) :]]
-        done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-        if any(task.exception() is not None for task in done):
-            # Who cleans up after the error must not be overtaken by a request that was under way.
-            pool.shutdown(wait=True, cancel_futures=True)
-            for task in done:
+            done = [task.result() for task in tasks]
+            return done + [action(item) for item in waiting[len(tasks) :]]
+        wait(tasks, return_when=FIRST_EXCEPTION)
+        # Who cleans up after an error must not be overtaken by a request that was under way.
+        pool.shutdown(cancel_futures=True)
+        for task in tasks:
+            if not task.cancelled():
                 task.result()
         return [task.result() for task in tasks]
     finally:
-        # An interrupt does not wait: a request may take its whole patience.
+        # After an interrupt there is no waiting: a request may take its whole patience.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

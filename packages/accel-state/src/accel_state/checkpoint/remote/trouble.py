@@ -56,6 +56,11 @@ def passes(error: BaseException) -> bool:
     )
 
 
+def garbled(error: BaseException | None) -> bool:
+    """Tell whether the driver found that what came is not what the store says it has."""
+    return error is not None and "Checksum" in type(error).__name__
+
+
 def _response(error: BaseException) -> dict[str, Any]:
     """Return what the store answered, where the driver keeps it as botocore does."""
     for each in (error, error.__cause__):
@@ -95,4 +100,4 @@ def _fix(error: BaseException) -> str:
     return "look whether the store can be reached, or give RemoteStore more patience="
 
 
-__all__ = ["DamagedError", "passes", "unreachable"]
+__all__ = ["DamagedError", "garbled", "passes", "unreachable"]
