@@ -16,8 +16,9 @@ import pytest
 
 from accel_core.config import PreemptionKwargs
 from accel_core.errors import CheckpointError, CollectiveError, ConfigError, StateError
-from accel_state import preemption, process
+from accel_state import preemption, process, rejoining
 from accel_state.deadline import Deadline
+from accel_state.lastwords import default_store
 from accel_state.leaving import leave, read_marker, remove_marker, restart_count, write_marker
 from accel_state.preemption import PreemptionGuard
 from accel_state.stop_signals import StopSignals
@@ -307,6 +308,26 @@ def test_votes_of_the_guard_are_not_taken_for_others(pool: Any, world: int) -> N
         return found
 
     assert pool.run(world, run) == [[10, 20]] * 2
+
+
+@pytest.mark.world(2)
+def test_ranks_that_meet_in_a_new_group_go_on_asking(pool: Any, world: int) -> None:
+    """As `find_executable_batch_size` does where a rank has no memory left."""
+
+    def run() -> tuple[bool, bool, bool]:
+        state = process.start(cpu=True)
+        mine = PreemptionGuard(collectives=state.collectives, every=0)
+        before = mine.check()
+        store = default_store()
+        rejoining.leave(state)
+        rejoining.rejoin(state, store, "again")
+        if state.topology.rank == 1:
+            mine.request_stop()
+        found = before, mine.check(), mine.check()
+        mine.close(wait=True)
+        return found
+
+    assert pool.run(world, run) == [(False, False, True)] * 2
 
 
 @pytest.mark.world(2)

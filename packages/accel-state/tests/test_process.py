@@ -259,6 +259,27 @@ def test_meeting_at_an_address_without_torch_variables(pool, world):
     assert pool.run(world, run) == [0, 1]
 
 
+@pytest.mark.world(2)
+def test_another_attempt_does_not_look_for_the_processes_of_the_one_before(pool, world):
+    """torchrun keeps one store for all its attempts, and with it the addresses of dead processes."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def run():
+        state = process.start(cpu=True)
+        ranks = dist.new_group([0, 1], backend="gloo")
+        total = torch.ones(1)
+        dist.all_reduce(total, group=ranks)
+        return int(total), state.collectives.vote(state.topology.rank)()
+
+    for attempt in range(3):
+        env = {
+            "MASTER_PORT": str(server.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(attempt),
+        }
+        assert pool.run(world, run, env=env) == [(2, [0, 1])] * 2
+
+
 def test_rendezvous_prefers_torchs_own_variables():
     place = Topology(main_address="fd00::1", main_port=7)
     assert rendezvous(place, {}) == "tcp://[fd00::1]:7"

@@ -42,6 +42,9 @@ def _numbers(settings: Mapping[str, Any]) -> Iterator[Fault]:
     interval = settings.get("monitor_interval", 1.0)
     if not (isfinite(interval) and interval > 0):
         yield Fault("monitor_interval", interval, "must be a finite number of more than 0 seconds")
+    grace = settings.get("grace_period", 0.0)
+    if not (isfinite(grace) and grace >= 0):
+        yield Fault("grace_period", grace, "must be a finite number of 0 seconds or more")
 
 
 def _texts(settings: Mapping[str, Any]) -> Iterator[Fault]:

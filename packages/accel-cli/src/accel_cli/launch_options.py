@@ -85,6 +85,13 @@ DISTRIBUTED = Group(
             "rdzv_conf", "further settings of the rendezvous: key1=value1,key2=value2", "", metavar="CONF"
         ),
         Option("max_restarts", "times to start all processes again after a failure", 0, int, metavar="N"),
+        Option(
+            "grace_period",
+            "seconds that processes get to save and leave after a signal, before they are killed",
+            30.0,
+            float,
+            metavar="SECONDS",
+        ),
         Option("monitor_interval", "seconds between looks at the processes", 0.1, float, metavar="SECONDS"),
     ),
 )

@@ -19,6 +19,7 @@ from .later import REASON, refused_features, refused_options
 
 ELASTIC_ONLY = {
     "max_restarts": "0",
+    "grace_period": "30.0",
     "log_dir": "",
     "tee": "0",
     "rdzv_backend": "static",

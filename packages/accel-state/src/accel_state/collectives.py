@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -50,6 +51,7 @@ class TorchCollectives:
         self._compares = self._whole and self._types.get("cpu") == "gloo"
         self._roll = RollCall(self, self._open_channel)
         self._beside: TorchCollectives | None = None
+        self._parts: list[ref[TorchCollectives]] = []
         self._leaving: list[Callable[[], None]] = []
         self.rank = dist.get_rank(made)
         self.world_size = dist.get_world_size(made)
@@ -227,7 +229,11 @@ class TorchCollectives:
         local = not self._whole
         create = partial(dist.new_group, world, timeout=self.timeout, use_local_synchronization=local)
         made = self._run("group", create, members)
-        return TorchCollectives(made, self._device) if self.rank in members else _outside(members)
+        if self.rank not in members:
+            return _outside(members)
+        part = TorchCollectives(made, self._device)
+        self._parts.append(ref(part))
+        return part
 
     def beside(self, leaving: Callable[[], None]) -> Collectives:
         """Return a gloo group of the same ranks for another thread. Collective.
@@ -246,8 +252,11 @@ class TorchCollectives:
         """Let go of a group that is about to be destroyed; every operation is refused from now on."""
         while self._leaving:
             self._leaving.pop()()
-        if self._beside is not None:
-            self._beside.close()
+        # Connections end when nobody holds them any more, and with them the wait of other ranks.
+        for part in (self._beside, *(made() for made in self._parts)):
+            if part is not None:
+                part.close()
+        self._parts.clear()
         self._group = self._side = self._beside = None
         self._roll.close()
 

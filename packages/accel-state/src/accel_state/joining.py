@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from accel_core.protocols import Device
 
 
+_PATIENCE = timedelta(minutes=30)
+"""What torch waits for ranks by default."""
+
+
 def join(topology: Topology, spec: str, timeout: timedelta | None, init_method: str | None) -> None:
     """Make the default process group; raise CollectiveError when the ranks do not find each other in time."""
     # Functions there keep the group that is there when they are imported, as their default; DDP imports them.
@@ -28,8 +32,10 @@ def join(topology: Topology, spec: str, timeout: timedelta | None, init_method: 
     place = f"rank {topology.rank} of {topology.world_size}"
     url = init_method or rendezvous(topology)
     try:
+        store = again(timeout) if url == "env://" else None
+        where = {"init_method": url} if store is None else {"store": store}
         dist.init_process_group(
-            spec, init_method=url, timeout=timeout, rank=topology.rank, world_size=topology.world_size
+            spec, timeout=timeout, rank=topology.rank, world_size=topology.world_size, **where
         )
     except (RuntimeError, ValueError) as error:
         if not dist.is_initialized():
@@ -45,6 +51,27 @@ def join(topology: Topology, spec: str, timeout: timedelta | None, init_method: 
             where=f"{place}, at {reached}, backend {spec}, timeout {limit}",
             fix=f"start all {topology.world_size} processes, with the same address and a free port",
         ) from error
+
+
+def again(timeout: timedelta | None, environ: Mapping[str, str] | None = None) -> Any:
+    """Return where the ranks meet after a restart by torch's launcher, None when this is no such.
+
+    It keeps one store for all attempts. In it torch would look for the ranks where those of the attempt
+    before were, and wait for ever.
+    """
+    env = os.environ if environ is None else environ
+    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or attempt == "0":
+        return None
+    stores: Any = vars(dist)
+    store = stores["TCPStore"](
+        env["MASTER_ADDR"],
+        int(env["MASTER_PORT"]),
+        int(env["WORLD_SIZE"]),
+        is_master=False,
+        timeout=timeout or _PATIENCE,
+    )
+    return stores["PrefixStore"](f"accel/attempt/{attempt}", store)
 
 
 def rendezvous(topology: Topology, environ: Mapping[str, str] | None = None) -> str:
@@ -87,4 +114,4 @@ def backend_for(hardware: Device, backend: str | None = None) -> str:
     return f"cpu:gloo,{hardware.name}:{best}"
 
 
-__all__ = ["backend_for", "join", "rendezvous"]
+__all__ = ["again", "backend_for", "join", "rendezvous"]

@@ -130,7 +130,8 @@ class PreemptionGuard:
 
     def _vote(self, place: int) -> bool:
         """Hear the vote before this one, and cast the next."""
-        if self._channel is None:
+        if self._channel is None or getattr(self._channel, "process_group", self) is None:
+            self._answers = None  # the ranks left their group, and met in a new one
             # Their own, so that votes of ranks that ask unequally often are not taken for a loader's.
             self._channel = self.group.group(range(self.group.world_size))
         answers, self._answers = self._answers, None

@@ -20,6 +20,7 @@ OPTIONS = frozenset(
         "rdzv_backend",
         "rdzv_conf",
         "max_restarts",
+        "grace_period",
         "monitor_interval",
         "log_dir",
         "tee",
@@ -33,7 +34,8 @@ class ElasticLauncher:
     """Start the processes of this machine through ``torch.distributed.run``, and wait for them.
 
     This process is replaced by the one that imports torch, so there is one parent only: it gets
-    the signals, passes them on to the workers, and exits as the first worker that failed.
+    the signals, passes them on to the workers, gives them time to leave, and exits as the first worker
+    that failed.
     """
 
     name = "elastic"
@@ -74,7 +76,10 @@ class ElasticLauncher:
 
 
 def _mode(spec: LaunchSpec) -> list[str]:
-    return [f"--{name}" for name in ("quiet", "debug") if spec.options.get(name) == "true"] + ["--"]
+    words = [f"--{name}" for name in ("quiet", "debug") if spec.options.get(name) == "true"]
+    if "grace_period" in spec.options:
+        words.append(f"--grace_period={spec.options['grace_period']}")
+    return [*words, "--"]
 
 
 def torchrun_arguments(spec: LaunchSpec) -> list[str]:
