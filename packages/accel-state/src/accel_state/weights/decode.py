@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ..checkpoint.manifest import Entry, TensorRecord
 from ..checkpoint.source import StoredTensors
 from ..checkpoint.tensor_file import CODES
 from ..checkpoint.tensor_header import read_whole_header
+from .unpickle import load_plain
 
 _NAMES = {code: str(dtype).removeprefix("torch.") for dtype, code in CODES.items()}
 
@@ -41,24 +41,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def read_pickled(path: Path) -> Mapping[str, torch.Tensor]:
     """Return what ``torch.save`` wrote, if it is tensors by name. Raises CheckpointError."""
-    try:
-        with path.open("rb") as stream:
-            # Files from before torch 1.6 are no archives, and cannot be mapped.
-            mapped = stream.read(2) == b"PK"
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path.name} holds more than tensors and plain containers: {_first_line(error)}",
-            where=str(path),
-            fix="do not use it unless you trust it: convert it to safetensors with the program that wrote it",
-        ) from error
-    # A damaged archive makes torch raise whatever the parser met.
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"{path.name} cannot be read: {_first_line(error)}",
-            where=str(path),
-            fix="copy or download it again",
-        ) from error
+    found = load_plain(path)
     if not isinstance(found, Mapping):
         raise CheckpointError(
             f"{path.name} holds a {type(found).__name__}, no tensors by name", where=str(path)
@@ -71,10 +54,6 @@ def read_pickled(path: Path) -> Mapping[str, torch.Tensor]:
                 fix="take the state dict of the model out of it, and save that",
             )
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 __all__ = ["read_pickled", "read_safe"]

@@ -1,0 +1,140 @@
+"""Read the folder that another library's ``save_state`` wrote: pickles, without running what is in them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel_core.errors import CheckpointError
+
+from .checkpoint.naming import MANIFEST
+from .checkpoint.trouble import explaining
+from .numpy_standins import replaced, understood
+from .weights import read
+from .weights.unpickle import load_plain
+
+_MOST = 10_000
+"""A higher number in the name of a file is no number of an object."""
+
+_MODELS = "models"
+_FILES = {
+    _MODELS: re.compile(r"model(?:_(\d{1,9}))?\.safetensors|pytorch_model(?:_(\d{1,9}))?\.bin"),
+    "optimizers": re.compile(r"optimizer(?:_(\d{1,9}))?\.bin"),
+    "schedulers": re.compile(r"scheduler(?:_(\d{1,9}))?\.bin"),
+    "samplers": re.compile(r"sampler(?:_(\d{1,9}))?\.bin"),
+    "loaders": re.compile(r"dl_state_dict(?:_(\d{1,9}))?\.bin"),
+    "random_states": re.compile(r"random_states_(\d{1,9})\.pkl"),
+    "custom": re.compile(r"custom_checkpoint_(\d{1,9})\.pkl"),
+}
+_SCALER = "scaler.pt"
+
+
+@dataclass(slots=True)
+class LegacyCheckpoint:
+    """What such a folder holds, by kind and number; None where a number is missing or was not read.
+
+    ``random_states`` are by rank: Python's, NumPy's and torch's, and ``step``, the updates so far.
+    ``unread``: by file, why it was not read.
+    """
+
+    path: Path
+    models: list[Mapping[str, torch.Tensor] | None] = field(default_factory=list)
+    optimizers: list[dict[str, Any] | None] = field(default_factory=list)
+    schedulers: list[dict[str, Any] | None] = field(default_factory=list)
+    samplers: list[Any] = field(default_factory=list)
+    loaders: list[Any] = field(default_factory=list)
+    scaler: dict[str, Any] | None = None
+    random_states: list[dict[str, Any] | None] = field(default_factory=list)
+    custom: list[Any] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+def read_legacy(directory: str | os.PathLike[str]) -> LegacyCheckpoint:
+    """Return what can be read of a folder of pickles; nothing in it is executed.
+
+    Read are tensors, plain containers, numbers, texts, and NumPy's arrays of plain numbers. A file that
+    holds more, or is damaged, a link or of no known name, is in ``unread`` with the reason. Tensors are
+    on the CPU and mapped: use them before the folder changes.
+
+    Raises CheckpointError for a folder that is not there, is a checkpoint of accel, or holds none of it.
+    """
+    folder = Path(directory)
+    with explaining("read the old checkpoint", folder):
+        entries = sorted(os.scandir(folder), key=lambda each: each.name)
+    if any(each.name == MANIFEST for each in entries):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of accel, with a manifest",
+            where=str(folder),
+            fix="leave legacy=True out",
+        )
+    found = LegacyCheckpoint(folder)
+    places = [(each, *_place(each.name)) for each in entries]
+    if not any(kind for _, kind, _ in places):
+        raise CheckpointError(
+            f"{folder} holds nothing that save_state of another library writes",
+            where=", ".join(each.name for each in entries[:5]) or "it is empty",
+            fix="name the folder with model.safetensors or pytorch_model.bin, optimizer.bin and the like",
+        )
+    for each, kind, number in places:
+        reason = _unfit(each, kind)
+        if not reason:
+            reason = _take(found, Path(each.path), kind, number)
+        if reason:
+            found.unread[each.name] = reason
+    return found
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Return of which kind the file ``name`` is, and its number; no kind when it is unknown."""
+    if name == _SCALER:
+        return "scaler", 0
+    for kind, pattern in _FILES.items():
+        match = pattern.fullmatch(name)
+        if match:
+            number = int(next(filter(None, match.groups()), "0"))
+            return (kind, number) if number <= _MOST else ("", 0)
+    return "", 0
+
+
+def _unfit(entry: os.DirEntry[str], kind: str) -> str:
+    if entry.is_symlink():
+        return "is a link, which may lead anywhere"
+    if entry.is_dir():
+        return "is a folder: shards of another kind are not read"
+    if not entry.is_file():
+        return "is no file"
+    return "" if kind else "has no known name"
+
+
+def _take(found: LegacyCheckpoint, path: Path, kind: str, number: int) -> str:
+    """Read a file into its place; return why not where that cannot be."""
+    try:
+        value = read(path) if kind == _MODELS else _plain(path)
+    except CheckpointError as error:
+        return error.what
+    if kind not in {"custom", "samplers", "loaders"} and not isinstance(value, Mapping):
+        return f"holds a {type(value).__name__} and no state by name"
+    if kind == "scaler":
+        found.scaler = dict(value)
+        return ""
+    into: list[Any] = getattr(found, kind)
+    into += [None] * (number + 1 - len(into))
+    if into[number] is not None:
+        return "there is another file for the same model"
+    into[number] = value
+    return ""
+
+
+def _plain(path: Path) -> Any:
+    with understood():
+        value = load_plain(path)
+    return replaced(value)
+
+
+__all__ = ["LegacyCheckpoint", "read_legacy"]
