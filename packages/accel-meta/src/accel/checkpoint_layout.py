@@ -19,7 +19,6 @@ SCALER = "scaler"
 LOADERS = "dataloaders"
 CUSTOM = "custom"
 GRADIENTS = "gradients"
-HOOK_STATES = "comm_hooks"
 _FIRST = "model_0/"
 _FIRST_OPTIMIZER = re.compile(r"optimizer_0(/tensors)?")
 _OTHER_MODEL = re.compile(r"model_[1-9]\d*/model")
@@ -98,7 +97,6 @@ class LaidOutSource:
 __all__ = [
     "CUSTOM",
     "GRADIENTS",
-    "HOOK_STATES",
     "LOADERS",
     "RANDOM",
     "RUN",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from accel_core.errors import CheckpointError
 from accel_core.protocols import LoadReport, Unit
-from accel_parallel.encoding import decode, encode
 from accel_parallel.inspection import parameter_names
 from accel_parallel.optimizer_state import compare, load_named_state, named_state
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from accel_core.protocols import StateSink, StateSource, Strategy
+    from accel_core.protocols import StateSource, Strategy
     from accel_parallel import AcceleratedOptimizer
 
     from .preparation import Registry
@@ -144,7 +143,12 @@ class LooseOptimizers:
 
 
 class HookStates:
-    """What communication hooks keep from step to step, on each rank its own."""
+    """What communication hooks keep from step to step: how far they are, and what each rank still owes.
+
+    What is owed lies in the order of torch's buckets, which in the first step of a process is another than
+    in all later ones: given back, it would be added to the wrong parameters. So only a hook that owes nothing
+    yet, which has not begun to compress, goes on.
+    """
 
     def __init__(self, strategy: Strategy, registry: Registry) -> None:
         self._states: dict[str, Any] = {}
@@ -153,53 +157,34 @@ class HookStates:
             found = ((unit.name, tell(unit.model)) for unit in registry.units)
             self._states = {name: state for name, state in found if state is not None}
 
-    def save(self, sink: StateSink, rank: int) -> None:
-        """Write them."""
-        for name, state in self._states.items():
-            tensors: dict[str, torch.Tensor] = {}
-            label = f"{layout.HOOK_STATES}/{name}_{rank}"
-            sink.json(label, encode(_told(state), name, tensors))
-            sink.tensors(f"{label}/tensors", tensors)
+    def told(self) -> dict[str, Any]:
+        """Return how far each is, as JSON."""
+        return {
+            name: {"iter": getattr(state, "iter", 0), "owes": bool(getattr(state, "error_dict", None))}
+            for name, state in self._states.items()
+        }
 
-    def load(self, source: StateSource, rank: int, world: int, saved: int) -> None:
-        """Give them back. Raises CheckpointError on another number of ranks: each has errors of its own."""
-        stored = set(source.names())
+    def check(self, told: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where something was owed."""
+        owing = [name for name in self._states if told.get(name, {}).get("owes")]
+        if owing:
+            raise CheckpointError(
+                f"The communication hook of {', '.join(owing)} had compressed gradients, and what each rank"
+                " still owed of them cannot be given back",
+                where="comm_hook of DistributedDataParallelKwargs",
+                fix="load_state(strict=False) lets it begin anew, with gradients that are not compressed"
+                " for the first start_powerSGD_iter steps; what was owed is lost",
+            )
+
+    def go_on(self, told: Mapping[str, Any]) -> None:
+        """Stand where ``told`` was told; one that owed something begins anew."""
         for name, state in self._states.items():
-            if f"{layout.HOOK_STATES}/{name}_0" not in stored:
+            known = told.get(name)
+            if known is None or not hasattr(state, "iter"):
                 continue
-            if world != saved:
-                raise CheckpointError(
-                    f"The communication hook of {name!r} keeps what each of {saved} ranks still owes, and"
-                    f" this run has {world}",
-                    fix=f"go on with {saved} processes, or without that hook",
-                )
-            label = f"{layout.HOOK_STATES}/{name}_{rank}"
-            _give(state, decode(source.json(label), source.tensors(f"{label}/tensors")))
-
-
-def _told(state: Any) -> dict[str, Any]:
-    """Return the attributes of a hook's state; NumPy's generators as their state."""
-    kept = {key: value for key, value in vars(state).items() if key != "process_group"}
-    return {
-        key: {"generator": value.get_state(legacy=False)} if hasattr(value, "get_state") else value
-        for key, value in kept.items()
-    }
-
-
-def _give(state: Any, told: Mapping[str, Any]) -> None:
-    for key, value in told.items():
-        present: Any = getattr(state, key, None)
-        if hasattr(present, "set_state") and isinstance(value, dict):
-            present.set_state(value["generator"])
-        else:
-            setattr(state, key, _copied(value))
-
-
-def _copied(value: Any) -> Any:
-    # What is read from a checkpoint is a mapping of its file; hooks write into theirs.
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    return value.clone() if hasattr(value, "clone") else value
+            state.iter = 0 if known["owes"] else known["iter"]
+            for memory in ("error_dict", "p_memory_dict", "q_memory_dict"):
+                getattr(state, memory).clear()
 
 
 __all__ = ["HookStates", "LooseOptimizers", "load_units", "names_of", "units_of", "wrappers_of"]

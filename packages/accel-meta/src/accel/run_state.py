@@ -94,7 +94,6 @@ class RunState:
         sink.tensors(f"{layout.RANDOM}_{rank}", rng_state.capture())
         if run_window.is_open(self.window):
             sink.tensors(f"{layout.GRADIENTS}_{rank}", run_window.gradients(self.registry))
-        HookStates(self.strategy, self.registry).save(sink, rank)
         if rank:
             return
         sink.json(layout.RUN, self._summary(ranks))
@@ -120,6 +119,7 @@ class RunState:
             "loaders": list(ranks[0]["loaders"]),
             "custom": {name: type(each).__name__ for name, each in registry.custom.items()},
             "scaler": self.scaler is not None,
+            "comm_hooks": HookStates(self.strategy, registry).told(),
             "windows": [each["window"] for each in ranks],
         }
 
@@ -165,6 +165,8 @@ class RunState:
                 f"The model of {', '.join(lost)} was written by a hook, and no hook has loaded it",
                 fix="register_load_state_pre_hook a function that loads it and takes it out of the list",
             )
+        if strict:
+            HookStates(self.strategy, self.registry).check(run["comm_hooks"])
         missing, unexpected = self._compare(run)
         changed = self._changed(run)
         if strict and (missing or unexpected or changed):
@@ -238,7 +240,7 @@ class RunState:
             if f"{layout.CUSTOM}/{name}" in saved:
                 each.load_state_dict(_get(source, f"{layout.CUSTOM}/{name}"))
                 restored.append(f"{layout.CUSTOM}/{name}")
-        HookStates(self.strategy, registry).load(source, group.rank, group.world_size, world)
+        HookStates(self.strategy, registry).go_on(run["comm_hooks"])
         for name, loader in names_of(registry, "dataloader"):
             label = f"{layout.LOADERS}/{name}"
             if label in saved:
