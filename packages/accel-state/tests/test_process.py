@@ -265,13 +265,15 @@ def test_another_attempt_does_not_look_for_the_processes_of_the_one_before(pool,
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def run():
+        if os.environ["RANK"] == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+            time.sleep(0.5)  # the other finds what is left in the store
         state = process.start(cpu=True)
         ranks = dist.new_group([0, 1], backend="gloo")
         total = torch.ones(1)
         dist.all_reduce(total, group=ranks)
         return int(total), state.collectives.vote(state.topology.rank)()
 
-    for attempt in range(3):
+    for attempt in range(2):
         env = {
             "MASTER_PORT": str(server.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
