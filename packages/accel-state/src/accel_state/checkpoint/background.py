@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - what it registers for the end must be there before ours
 import logging
 import os
 import threading
@@ -165,6 +166,14 @@ def _at_exit() -> None:
         time.sleep(0.02)
 
 
+def _before_exit() -> None:
+    """Wait for what is in flight while threads can still be started: drivers of remote stores start some."""
+    for flight in list(_unasked):
+        flight.join()
+
+
+# What is registered later is called earlier: before concurrent.futures takes no more work.
+threading._register_atexit(_before_exit)  # type: ignore[attr-defined]
 # Threads are joined before this; process groups are left after it, as their module was imported before.
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
