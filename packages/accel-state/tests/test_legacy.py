@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from accel_core.errors import CheckpointError
-from accel_state import weights
+from accel_state import rng_state, weights
 from accel_state.checkpoint import CheckpointStore
 from accel_state.legacy import read_legacy
 
@@ -40,14 +39,17 @@ class Run:
         torch.manual_seed(0)
         self.folder, self.safe, self.archive = folder, safe, archive
         self.models = [nn.Linear(2, 3), nn.BatchNorm1d(2)]
+        # As optimizers and schedules write it; making real ones would import torch's compiler.
+        group = {"lr": 0.01, "betas": (0.9, 0.999), "amsgrad": False, "fused": None, "params": [0, 1]}
+        moments = {"step": torch.tensor(5.0), "exp_avg": torch.rand(3, 2), "exp_avg_sq": torch.rand(3, 2)}
         self.optimizers = [
-            torch.optim.AdamW(self.models[0].parameters()),
-            torch.optim.SGD(self.models[1].parameters()),
+            {"state": {0: moments, 1: {}}, "param_groups": [group]},
+            {"state": {0: {"momentum_buffer": None}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         ]
-        self.schedulers = [LambdaLR(each, lambda step: 1 / (step + 1)) for each in self.optimizers]
-        self.models[0](torch.ones(4, 2)).sum().backward()
-        for each in (*self.optimizers, *self.schedulers):
-            each.step()
+        self.schedulers = [
+            {"base_lrs": [0.01], "last_epoch": 5, "_last_lr": [0.002], "lr_lambdas": [None]},
+            {"T_max": 10, "eta_min": 0.0, "_is_initial": False},
+        ]
 
     def put(self, name, value):
         torch.save(value, self.folder / name, _use_new_zipfile_serialization=self.archive)
@@ -62,8 +64,8 @@ class Run:
                 (self.folder / "made").rmdir()
             else:
                 self.put(f"pytorch_model{suffix}.bin", model.state_dict())
-            self.put(f"optimizer{suffix}.bin", self.optimizers[number].state_dict())
-            self.put(f"scheduler{suffix}.bin", self.schedulers[number].state_dict())
+            self.put(f"optimizer{suffix}.bin", self.optimizers[number])
+            self.put(f"scheduler{suffix}.bin", self.schedulers[number])
         self.put("sampler.bin", {"epoch": 3, "seed": 5})
         self.put("dl_state_dict.bin", {"_num_yielded": 9, "states": [b"bytes", None, True]})
         self.put("scaler.pt", {"scale": 1024.0, "growth_factor": 2.0, "_growth_tracker": 3})
@@ -103,8 +105,8 @@ def test_everything_is_read(tmp_path, safe, archive):
     for number, model in enumerate(run.models):
         values = found.models[number]
         equal({name: values[name] for name in model.state_dict()}, dict(model.state_dict()))
-        equal(found.optimizers[number], run.optimizers[number].state_dict())
-        equal(found.schedulers[number], run.schedulers[number].state_dict())
+        equal(found.optimizers[number], run.optimizers[number])
+        equal(found.schedulers[number], run.schedulers[number])
     assert found.samplers == [{"epoch": 3, "seed": 5}]
     assert found.loaders == [{"_num_yielded": 9, "states": [b"bytes", None, True]}]
     assert found.scaler == {"scale": 1024.0, "growth_factor": 2.0, "_growth_tracker": 3}
@@ -125,21 +127,29 @@ def test_the_generators_go_on(tmp_path):
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
-def test_optimizers_take_what_was_read(tmp_path):
+def test_the_generators_are_those_of_our_own_checkpoints(tmp_path):
     run = Run(tmp_path / "old")
     run.save()
-    found = read_legacy(run.folder)
-    model = nn.Linear(2, 3)
-    model.load_state_dict(found.models[0])
-    optimizer = torch.optim.AdamW(model.parameters())
-    optimizer.load_state_dict(found.optimizers[0])
-    for each in (run.optimizers[0], optimizer):
-        each.zero_grad()
-    for each in (run.models[0], model):
-        each(torch.ones(1, 2)).sum().backward()
-    for each in (run.optimizers[0], optimizer):
-        each.step()
-    equal(dict(model.state_dict()), dict(run.models[0].state_dict()))
+    states = read_legacy(run.folder).generators()
+    assert [sorted(state) for state in states] == [["cuda", "numpy", "python", "torch"]] * 2
+    for rank in range(2):
+        rng(rank)
+        expected = (random.random(), np.random.rand(), torch.rand(1).item())
+        rng(9)
+        report = rng_state.restore(states, rank, 2)
+        assert set(report.restored) == {"numpy", "python", "torch"}
+        assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+@pytest.mark.parametrize(
+    "change", [{"random_state": 1}, {"numpy_random_seed": (1, 2)}, {"torch_cuda_manual_seed": []}, None]
+)
+def test_generators_that_cannot_be(tmp_path, change):
+    run = Run(tmp_path / "old")
+    run.save()
+    run.put("random_states_1.pkl", {} if change is None else rng(1) | change)
+    with pytest.raises(CheckpointError, match="random states of rank 1 cannot be used"):
+        read_legacy(run.folder).generators()
 
 
 # -- arrays --------------------------------------------------------------------------------------
@@ -302,7 +312,7 @@ def test_the_others_keep_their_places(tmp_path):
     found = read_legacy(tmp_path)
     assert set(found.unread) == {"optimizer.bin", "custom_checkpoint_0.pkl"}
     assert found.optimizers[0] is None
-    equal(found.optimizers[1], run.optimizers[1].state_dict())
+    equal(found.optimizers[1], run.optimizers[1])
     assert found.schedulers[0] is None
     assert found.custom == [None, [1, 2.5, {"x"}]]
 

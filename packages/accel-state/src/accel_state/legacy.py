@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from accel_core.errors import CheckpointError
+from accel_core.generators import pack_numpy, pack_python
 
 from .checkpoint.naming import MANIFEST
 from .checkpoint.trouble import explaining
@@ -53,6 +54,13 @@ class LegacyCheckpoint:
     random_states: list[dict[str, Any] | None] = field(default_factory=list)
     custom: list[Any] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
+
+    def generators(self) -> list[dict[str, torch.Tensor]]:
+        """Return the states of the generators by rank, as `accel_state.rng_state.restore` takes them.
+
+        Of hardware each rank gets one device's. Raises CheckpointError for a rank whose states are missing.
+        """
+        return [_generators(state, rank) for rank, state in enumerate(self.random_states)]
 
 
 def read_legacy(directory: str | os.PathLike[str]) -> LegacyCheckpoint:
@@ -129,6 +137,47 @@ def _take(found: LegacyCheckpoint, path: Path, kind: str, number: int) -> str:
         return "there is another file for the same model"
     into[number] = value
     return ""
+
+
+_HARDWARE = re.compile(r"torch_(\w+)_manual_seed")
+
+
+def _generators(state: dict[str, Any] | None, rank: int) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    try:
+        for key, value in (state or {}).items():
+            hardware = _HARDWARE.fullmatch(key)
+            if key == "random_state":
+                found["python"] = _tensor(pack_python(value))
+            elif key == "numpy_random_seed":
+                found["numpy"] = _tensor(pack_numpy(_named(*value)))
+            elif key == "torch_manual_seed":
+                found["torch"] = value
+            elif hardware:
+                found[hardware[1]] = value[rank % len(value)] if isinstance(value, (list, tuple)) else value
+    except (TypeError, ValueError, AttributeError, LookupError, ZeroDivisionError) as error:
+        raise _no_states(rank, f"{type(error).__name__}: {error}") from error
+    if not found or not all(isinstance(each, torch.Tensor) for each in found.values()):
+        raise _no_states(rank, "none is there" if not found else "they are no tensors")
+    return found
+
+
+def _named(kind: str, key: Any, place: int, has_gauss: int, gauss: float) -> dict[str, Any]:
+    """Return the older form of the state of NumPy's generator in its newer one."""
+    state = {"key": key, "pos": place}
+    return {"bit_generator": kind, "state": state, "has_gauss": has_gauss, "gauss": gauss}
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _no_states(rank: int, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"The random states of rank {rank} cannot be used: {why}",
+        where=f"random_states_{rank}.pkl",
+        fix="seed the run anew",
+    )
 
 
 def _plain(path: Path) -> Any:
