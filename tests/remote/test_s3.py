@@ -293,6 +293,34 @@ def test_kill_9_between_data_and_record_leaves_the_one_before(store, run, proxy,
     assert len(s3.find(f"{run}/two")) == 5
 
 
+LEAVING = textwrap.dedent(
+    """
+    import json, sys, torch
+    from accel_state.checkpoint import BackgroundSaver, RemoteStore
+    from accel_state.checkpoint.remote.objects import Objects
+
+    given = json.loads(sys.argv[1])
+    objects = Objects(given["options"], patience=5)
+    saver = BackgroundSaver(lambda group: RemoteStore(group, local=given["local"], objects=objects))
+    snapshot = saver.snapshot()
+    snapshot.tensors("model", {"w": torch.full((5000,), 2.0)})
+    snapshot.json("run", {"value": 2})
+    (snapshot.directory("engine") / "state.bin").write_bytes(bytes([2]) * 999)
+    saver.submit(given["uri"], snapshot, step=2)
+    """
+)
+
+
+def test_a_program_ends_when_its_last_save_is_there(store, run, proxy, tmp_path):
+    # By name: to look it up the driver starts a thread, which an interpreter that ends does not allow.
+    named = options(proxy.url.replace("127.0.0.1", "localhost"))
+    given = {"options": named, "uri": f"{run}/last", "local": str(tmp_path / "x")}
+    command = [sys.executable, "-c", LEAVING, json.dumps(given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert value_of(store.open_latest(run)) == 2
+
+
 def test_a_manifest_that_points_elsewhere_is_refused(store, run, s3, tmp_path):
     from dataclasses import replace
 
