@@ -2,6 +2,7 @@
 
 import errno
 import re
+import time
 import typing
 import uuid
 from pathlib import Path
@@ -559,6 +560,43 @@ def test_an_error_on_one_rank_fails_all_and_leaves_nothing(pool, tmp_path, when)
     assert all(cause[when] in str(each) for each in failures), failures
     assert sorted(tmp_path.glob("run/**/*")) == before
     assert rooms(tmp_path) == []
+
+
+@pytest.mark.world(2)
+def test_a_rank_that_takes_long_keeps_nobody_waiting_for_one_message(pool, tmp_path):
+    def save():
+        from accel_state.checkpoint.remote import waiting
+
+        waiting.BEAT = 0.05
+        gathers = []
+
+        class Slow(Objects):
+            def upload(self, file, uri):
+                time.sleep(0.5 if store.group.rank else 0)
+                super().upload(file, uri)
+
+        class Counting:
+            def __init__(self, group):
+                self._group = group
+
+            def __getattr__(self, name):
+                return getattr(self._group, name)
+
+            def all_gather_object(self, value):
+                gathers.append(value)
+                return self._group.all_gather_object(value)
+
+        store = RemoteStore(
+            Counting(process.start().collectives), local=tmp_path / "local", objects=Slow(patience=1)
+        )
+        with store.save(f"file://{tmp_path}/run/one") as sink:
+            sink.json(f"rank_{store.group.rank}", 1)
+        return gathers.count(True), gathers.count(False)
+
+    (first, none), (one, some) = pool.run(2, save)
+    assert (none, one) == (0, 1)
+    assert first == some + one
+    assert some >= 3
 
 
 # -- which store -----------------------------------------------------------------------------------

@@ -81,6 +81,11 @@ class RemoteSource:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def local(self) -> Path:
+        """Return a folder of this machine with all files, also those that belong to no name."""
+        self.fetch(self.manifest.files)
+        return self._folder
+
     # -- for the store ---------------------------------------------------------------------------
 
     def check_sizes(self) -> None:

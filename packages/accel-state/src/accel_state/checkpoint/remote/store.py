@@ -29,6 +29,7 @@ from .sink import RemoteSink
 from .source import RemoteSource
 from .transfer import upload
 from .trouble import DamagedError
+from .waiting import together_slowly
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -110,7 +111,7 @@ class RemoteStore:
         try:
             parts = together(self.group, own.finish, "save its part")
             part = together(self.group, lambda: joined(parts), "put the parts together")[0]
-            together(self.group, lambda: self._send(own), "upload its part")
+            together_slowly(self.group, lambda: self._send(own), "upload its part")
             together(self.group, lambda: self._publish(own, part), "commit the checkpoint")
         except CheckpointError:
             self._give_up(own)
@@ -242,7 +243,7 @@ class RemoteStore:
     # -- inside ----------------------------------------------------------------------------------
 
     def _all(self, action: Callable[[], _T], doing: str) -> list[_T]:
-        """Do as `together`, and raise DamagedError on all ranks where one finds damage. Collective."""
+        """Do as `together_slowly`, and raise DamagedError on all ranks where one finds damage. Collective."""
 
         def guarded() -> _T | DamagedError:
             try:
@@ -251,7 +252,7 @@ class RemoteStore:
                 return error
 
         results: list[_T] = []
-        for each in together(self.group, guarded, doing):
+        for each in together_slowly(self.group, guarded, doing):
             if isinstance(each, DamagedError):
                 raise each
             results.append(each)

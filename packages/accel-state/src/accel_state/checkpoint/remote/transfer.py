@@ -16,8 +16,11 @@ from .objects import Objects
 from .threads import in_threads
 from .trouble import DamagedError
 
-UPLOADS = 4
-"""At a time and rank; drivers send the parts of a large file beside each other too."""
+UPLOADS = 8
+"""At a time and rank, of files up to this many bytes:"""
+_LARGE = 32 << 20
+_LARGE_UPLOADS = 2
+"""Of larger ones, whose parts drivers send beside each other, with several hundred MB in memory for each."""
 DOWNLOADS = 4
 """Files at a time, and parts of each of them."""
 _PIECE = 16 << 20
@@ -26,8 +29,14 @@ _PIECE = 16 << 20
 
 def upload(objects: Objects, folder: Path, files: Iterable[str], uri: str) -> None:
     """Store ``files`` of ``folder`` below ``uri``, the largest first. Raises CheckpointError."""
-    ordered = sorted(files, key=lambda path: (-(folder / path).stat().st_size, path))
-    in_threads(lambda path: objects.upload(folder / path, child(uri, path)), ordered, UPLOADS)
+
+    def send(path: str) -> None:
+        objects.upload(folder / path, child(uri, path))
+
+    sizes = {path: (folder / path).stat().st_size for path in files}
+    ordered = sorted(sizes, key=lambda path: (-sizes[path], path))
+    in_threads(send, [path for path in ordered if sizes[path] > _LARGE], _LARGE_UPLOADS)
+    in_threads(send, [path for path in ordered if sizes[path] <= _LARGE], UPLOADS)
 
 
 def download(objects: Objects, uri: str, target: Path, record: FileRecord, algorithm: str) -> None:
