@@ -342,6 +342,60 @@ def test_a_damaged_checkpoint_is_not_compared(folder, accel):
         accel("diff", "checkpoint_0", "nowhere")
 
 
+# -- behind URIs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket():
+    """Three checkpoints in memory; a file of the newest is longer than it was."""
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("tenacity")
+    from accel_state.checkpoint.remote import RemoteStore
+
+    memory = fsspec.filesystem("memory")
+    store = RemoteStore()
+    for number in range(3):
+        with store.save(f"memory://bucket/run/checkpoint_{number}", step=number * 10) as sink:
+            sink.tensors("unit/model", {"a": torch.full((1000,), float(number))})
+            sink.json("run", {"value": number})
+    (file,) = (path for path in memory.find("/bucket/run/checkpoint_2") if path.endswith("run.json"))
+    memory.pipe(file, b"{}")
+    yield "memory://bucket/run"
+    memory.rm("/bucket", recursive=True)
+
+
+def test_checkpoints_behind_uris_are_listed_and_verified(bucket, accel):
+    code, lines = accel("ls", bucket)
+    assert code == 0
+    assert [line.split()[0] for line in lines[:4]] == ["NAME", *(f"checkpoint_{n}" for n in range(3))]
+    assert (lines[2].split()[-1], lines[3].split()[-1]) == ("sizes", "DAMAGED")
+    assert "run.json: has 2 bytes instead of 12" in lines[4]
+    found = json.loads("\n".join(accel("ls", bucket, "--json")[1]))
+    assert (found["latest"], found["checkpoints"][1]["step"]) == ("checkpoint_1", 10)
+    code, lines = accel("verify", f"{bucket}/checkpoint_0", f"{bucket}/checkpoint_1")
+    assert (code, len(lines)) == (0, 2)
+    assert lines[0].startswith(f"{bucket}/checkpoint_0: hashes are as saved (2 files, ")
+    assert accel("verify", bucket)[0] == 1
+    assert accel("ls", "memory://bucket/other") == (0, ["No checkpoints in memory://bucket/other"])
+    with pytest.raises(CheckpointError, match="memory://bucket/run/nowhere does not exist"):
+        accel("rm", f"{bucket}/nowhere", "-y")
+
+
+def test_checkpoints_behind_uris_are_compared_and_removed(bucket, accel, tmp_path):
+    code, lines = accel("diff", f"{bucket}/checkpoint_0", f"{bucket}/checkpoint_1")
+    assert code == 1
+    assert lines[0] == f"--- {bucket}/checkpoint_0 (step 0, saved by 1)"
+    assert lines[2:] == [
+        "~ run: value: 0 -> 1",
+        "~ unit/model/a: 1,000 of 1,000 values differ, by at most 1",
+        "2 differ, 0 are the same",
+    ]
+    with pytest.raises(CheckpointError, match="checkpoint_1 is the last good"):
+        accel("rm", f"{bucket}/checkpoint_0", f"{bucket}/checkpoint_1", "-y")
+    assert accel("rm", "--keep", "1", bucket, "-y")[0] == 0
+    assert [line.split()[0] for line in accel("ls", bucket)[1][1:3]] == ["checkpoint_1", "checkpoint_2"]
+
+
 # -- start ---------------------------------------------------------------------------------------
 
 

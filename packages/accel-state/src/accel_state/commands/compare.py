@@ -6,14 +6,20 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from accel_core.errors import CapabilityError
+
 from ..checkpoint.places import committed, replaced
+from ..checkpoint.resolve import is_uri, store_for
 from ..checkpoint.source import CheckpointSource
 from ..checkpoint.store import CheckpointStore
 from ..weights import read
+
+if TYPE_CHECKING:
+    from ..checkpoint.remote.source import RemoteSource
 
 _PIECE = 1 << 20
 """Elements that are compared at a time."""
@@ -61,13 +67,20 @@ class Difference:
 
 def opened(path: str) -> Side:
     """Return what a checkpoint or a set of weights holds; raise CheckpointError when it cannot be trusted."""
+    if is_uri(path):
+        from ..checkpoint.remote.source import RemoteSource
+
+        source = store_for(path).open(path)
+        if not isinstance(source, RemoteSource):
+            raise CapabilityError(f"A {type(source).__name__} cannot be compared", fix="use its own tools")
+        return _side(source)
     place = Path(path)
     if not committed(place) and replaced(place) is None and place.exists():
         return Side(tensors={"": read(place)})
     return _side(CheckpointStore().open(path))
 
 
-def _side(source: CheckpointSource) -> Side:
+def _side(source: CheckpointSource | RemoteSource) -> Side:
     manifest = source.manifest
     side = Side(f" (step {manifest.step}, saved by {manifest.world_size})")
     for name, entry in manifest.entries.items():

@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from typing import Any
 
+from ..checkpoint.address import shown
 from . import show
 
 
@@ -18,8 +19,8 @@ def run(arguments: Namespace) -> int:
     if arguments.json:
         print(json.dumps(result.facts(), indent=2))
         return int(result.differs)
-    print(f"--- {show.plain(arguments.first)}{first.about}")
-    print(f"+++ {show.plain(arguments.second)}{second.about}")
+    print(f"--- {show.plain(shown(arguments.first))}{first.about}")
+    print(f"+++ {show.plain(shown(arguments.second))}{second.about}")
     for name in result.removed:
         print(f"- {show.plain(name)}")
     for name in result.added:

@@ -1,100 +1,108 @@
-"""What there is to say about the checkpoints at a path."""
+"""What there is to say about a checkpoint, and where checkpoints are kept."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accel_core.errors import CheckpointError
 
-from ..checkpoint.listing import Listed, checkpoints
-from ..checkpoint.located import located
-from ..checkpoint.places import committed
-from ..checkpoint.verify import Verify, faults
+from ..checkpoint.address import is_uri
+from ..checkpoint.manifest import Manifest
+from ..checkpoint.verify import Verify
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What the manifest of a checkpoint says, and what is wrong with it; None where there is no manifest."""
 
-    path: Path
+    path: str
     name: str
     checked: str
     faults: tuple[str, ...]
     number: int | None = None
-    step: int | None = None
-    size: int | None = None
-    time: str | None = None
-    world_size: int | None = None
-    files: int | None = None
-    writer: str | None = None
+    manifest: Manifest | None = None
 
     @property
     def good(self) -> bool:
         """Return whether nothing is wrong with it, as far as it was looked at."""
         return not self.faults
 
+    @property
+    def step(self) -> int | None:
+        """Return the number of updates when it was saved."""
+        return None if self.manifest is None else self.manifest.step
+
+    @property
+    def size(self) -> int | None:
+        """Return the bytes of its files."""
+        return None if self.manifest is None else self.manifest.size
+
+    @property
+    def time(self) -> str | None:
+        """Return when it was committed."""
+        return None if self.manifest is None else self.manifest.time
+
+    @property
+    def world_size(self) -> int | None:
+        """Return on how many processes it was saved."""
+        return None if self.manifest is None else self.manifest.world_size
+
     def facts(self) -> dict[str, Any]:
         """Return what programs are told."""
         return {
             "name": self.name,
-            "path": str(self.path),
+            "path": self.path,
             "number": self.number,
             "step": self.step,
             "size": self.size,
             "time": self.time,
             "world_size": self.world_size,
-            "writer": self.writer,
+            "writer": None if self.manifest is None else self.manifest.writer,
             "checked": self.checked,
             "verified": self.good,
             "faults": list(self.faults),
         }
 
 
-def look(each: Listed, verify: Verify) -> Found:
-    """Return what there is to say about a checkpoint."""
-    name = each.path.name
-    try:
-        manifest = each.manifest()
-    except CheckpointError as error:
-        return Found(each.path, name, verify, (f"manifest.json: {error.what}",), each.number)
-    wrong = faults(each.path, manifest, verify)
-    if each.number is None:
-        wrong = ["manifest.json: its first lines are not those of a manifest", *wrong]
-    return Found(
-        path=each.path,
-        name=name,
-        checked=verify,
-        faults=tuple(wrong),
-        number=manifest.number,
-        step=manifest.step,
-        size=manifest.size,
-        time=manifest.time,
-        world_size=manifest.world_size,
-        files=len(manifest.files),
-        writer=manifest.writer,
-    )
+class Shelf(Protocol):
+    """A place with checkpoints, local or remote; each is whatever it lists."""
+
+    def those(self, path: str) -> list[Any]:
+        """Return the checkpoint at ``path``, or those in it, oldest first. Raises CheckpointError."""
+        ...
+
+    def one(self, path: str) -> Any:
+        """Return the checkpoint at ``path``; raise CheckpointError when there is none."""
+        ...
+
+    def beside(self, each: Any) -> list[Any]:
+        """Return all checkpoints of the folder that ``each`` is in, oldest first."""
+        ...
+
+    def surplus(self, folder: str, keep: int) -> list[Any]:
+        """Return those of ``folder`` that are older than the ``keep`` newest good ones."""
+        ...
+
+    def look(self, each: Any, verify: Verify) -> Found:
+        """Return what there is to say about it."""
+        ...
+
+    def remove(self, each: Any) -> None:
+        """Remove it."""
 
 
-def one(path: str | os.PathLike[str]) -> Listed:
-    """Return the checkpoint at ``path``; raise CheckpointError when there is none."""
-    folder = located(Path(path))
-    for each in checkpoints(folder.parent):
-        if each.path == folder:
-            return each
-    # Its folder cannot be listed, or it was found behind a link.
-    return Listed(folder, None)
+def shelf_of(path: str) -> Shelf:
+    """Return what knows the checkpoints at ``path``, a folder or a URI."""
+    if is_uri(path):
+        # It brings torch, and a network is slower still.
+        from .remote import RemoteShelf
 
+        return RemoteShelf(path)
+    from .local import LocalShelf
 
-def those(path: str | os.PathLike[str]) -> list[Listed]:
-    """Return the checkpoint at ``path``, or those in it; raise CheckpointError where there is nothing."""
-    folder = Path(path)
-    if committed(folder) or not folder.is_dir():
-        return [one(folder)]
-    return checkpoints(folder)
+    return LocalShelf()
 
 
 def newest_good(found: Iterable[Found]) -> Found | None:
@@ -102,4 +110,9 @@ def newest_good(found: Iterable[Found]) -> Found | None:
     return next((each for each in reversed(list(found)) if each.good), None)
 
 
-__all__ = ["Found", "look", "newest_good", "one", "those"]
+def no_folder(path: str) -> CheckpointError:
+    """Return the error for a folder of checkpoints that is not there."""
+    return CheckpointError(f"There is no folder {path}", fix="name the folder that holds the checkpoints")
+
+
+__all__ = ["Found", "Shelf", "newest_good", "no_folder", "shelf_of"]

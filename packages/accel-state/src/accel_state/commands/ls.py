@@ -6,9 +6,10 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+from ..checkpoint.address import is_uri, shown
 from ..checkpoint.listing import checkpoints
 from . import show
-from .found import Found, look, newest_good, those
+from .found import Found, newest_good, shelf_of
 
 _MOST_FAULTS = 3
 _TITLES = ("NAME", "STEP", "SIZE", "AGE", "WORLD", "VERIFIED")
@@ -16,18 +17,20 @@ _TITLES = ("NAME", "STEP", "SIZE", "AGE", "WORLD", "VERIFIED")
 
 def run(arguments: Namespace) -> int:
     """Print a line for each checkpoint."""
-    found = [look(each, arguments.verify) for each in those(arguments.directory)]
+    directory = arguments.directory
+    shelf = shelf_of(directory)
+    found = [shelf.look(each, arguments.verify) for each in shelf.those(directory)]
     latest = newest_good(found)
     if arguments.json:
         facts = {
-            "directory": arguments.directory,
+            "directory": shown(directory),
             "latest": None if latest is None else latest.name,
             "checkpoints": [each.facts() for each in found],
         }
         print(json.dumps(facts, indent=2))
         return 0
     if not found:
-        print(f"No checkpoints in {show.plain(arguments.directory)}{_elsewhere(Path(arguments.directory))}")
+        print(f"No checkpoints in {show.plain(shown(directory))}{_elsewhere(directory)}")
         return 0
     rows = [_row(each) for each in found]
     notes = [_notes(each) for each in found]
@@ -52,9 +55,11 @@ def _notes(each: Found) -> list[str]:
     return [*shown, f"and {rest} more files"] if rest else shown
 
 
-def _elsewhere(folder: Path) -> str:
+def _elsewhere(directory: str) -> str:
     """Return where the run that uses this folder for its project keeps them."""
-    inner = folder / "checkpoints"
+    if is_uri(directory):
+        return ""
+    inner = Path(directory) / "checkpoints"
     return f"; there are some in {show.plain(str(inner))}" if checkpoints(inner) else ""
 
 

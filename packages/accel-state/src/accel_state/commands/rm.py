@@ -4,73 +4,62 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 from accel_core.errors import CheckpointError
 
-from ..checkpoint.files import Files
-from ..checkpoint.listing import Listed, checkpoints
-from ..checkpoint.located import remove
-from ..checkpoint.rotation import surplus
 from . import show
-from .found import Found, look, one
+from .found import Found, Shelf, shelf_of
 
 
 def run(arguments: Namespace) -> int:
     """Remove what was named, or what is older than what is kept; return 1 when the answer was no."""
-    chosen = _older(arguments) if arguments.keep else _named(arguments.paths)
+    chosen = _chosen(arguments)
     if not chosen:
         print("Nothing to remove")
         return 0
     if not arguments.force:
         _keep_a_good_one(chosen)
-    found = [look(each, "sizes") for each in chosen]
+    found = [shelf.look(each, "sizes") for shelf, each in chosen]
     print("\n".join(_shown(found)))
     if arguments.dry_run:
         return 0
     if not arguments.yes and not _agreed(found):
         print("Nothing was removed")
         return 1
-    files = Files()
-    for each in chosen:
-        remove(files, each.path)
+    for shelf, each in chosen:
+        shelf.remove(each)
     print(f"Removed {len(chosen)}")
     return 0
 
 
-def _named(paths: Iterable[str]) -> list[Listed]:
-    return list({each.path: each for each in map(one, paths)}.values())
-
-
-def _older(arguments: Namespace) -> list[Listed]:
-    chosen = []
+def _chosen(arguments: Namespace) -> list[tuple[Shelf, Any]]:
+    """Return what is to go, each once. All paths are looked up before the first is removed."""
+    found: dict[str, tuple[Shelf, Any]] = {}
     for path in arguments.paths:
-        folder = Path(path)
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"There is no folder {path}", fix="name the folder that holds the checkpoints"
-            )
-        found = checkpoints(folder)
-        gone = set(surplus(found, arguments.keep))
-        chosen += [each for each in found if each.path in gone]
-    return chosen
+        shelf = shelf_of(path)
+        those = shelf.surplus(path, arguments.keep) if arguments.keep else [shelf.one(path)]
+        found |= {str(each.path): (shelf, each) for each in those}
+    return list(found.values())
 
 
-def _keep_a_good_one(chosen: list[Listed]) -> None:
+def _keep_a_good_one(chosen: list[tuple[Shelf, Any]]) -> None:
     """Raise CheckpointError when a folder that has a good checkpoint would have none."""
-    gone = {each.path for each in chosen}
-    for parent in {path.parent for path in gone}:
-        newest_first = checkpoints(parent)[::-1]
-        stay = (each for each in newest_first if each.path not in gone)
-        # By hash: what has the right size may still be damaged.
-        if any(look(each, "hashes").good for each in stay):
+    gone = {str(each.path) for _, each in chosen}
+    looked: set[str] = set()
+    for shelf, first in chosen:
+        if str(first.path) in looked:
             continue
-        good = next((each for each in newest_first if each.path in gone and look(each, "hashes").good), None)
-        if good is not None:
+        newest_first = shelf.beside(first)[::-1]
+        looked |= {str(each.path) for each in newest_first}
+        # By hash: what has the right size may still be damaged.
+        ordered = sorted(newest_first, key=lambda each: str(each.path) in gone)
+        good = next((each for each in ordered if shelf.look(each, "hashes").good), None)
+        if good is not None and str(good.path) in gone:
+            found = shelf.look(good, "sizes")
             raise CheckpointError(
-                f"{good.path.name} is the last good checkpoint there; nothing was removed",
-                where=str(parent),
+                f"{found.name} is the last good checkpoint there; nothing was removed",
+                where=found.path,
                 fix="leave it out, or add --force",
             )
 
@@ -79,7 +68,7 @@ def _shown(found: list[Found]) -> list[str]:
     titles = ("REMOVE", "STEP", "SIZE", "AGE")
     rows = [
         (
-            show.plain(str(each.path)),
+            show.plain(each.path),
             "-" if each.step is None else str(each.step),
             show.size(each.size),
             show.age(each.time),
