@@ -129,7 +129,8 @@ def test_restarts_and_kept_output_with_one_process(folder):
         import os, sys
         attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
         print("attempt", attempt, flush=True)
-        sys.exit(3 if attempt == 0 else 0)
+        open(f"port.{attempt}", "w").write(os.environ["MASTER_PORT"])
+        sys.exit(75 if attempt == 0 else 0)  # by its own wish
         """,
     )
     done = folder.launch(
@@ -150,6 +151,69 @@ def test_restarts_and_kept_output_with_one_process(folder):
     assert kept == ["attempt 0\n", "attempt 1\n"]
     assert "attempt 1" in done.stdout
     assert "trainer0" in done.stdout
+    assert "exited with code 75. All processes are started again (1 of 1)." in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    # Torch's launcher keeps its store: another attempt must not find the addresses of this one in it.
+    assert (folder.path / "port.0").read_text() != (folder.path / "port.1").read_text()
+
+
+LEAVE = """
+    import os, signal, subprocess, sys, time
+    rank = os.environ["RANK"]
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    def stop(number, frame):
+        open(f"stopped.{rank}", "a").write(f"{number} ")
+        time.sleep(0.5 + int(rank))
+        alive = helper.poll() is None
+        helper.kill()
+        sys.exit(75 if alive else 1)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR1, stop)
+    open(f"ready.{rank}", "w").write(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    time.sleep(60)
+    """
+
+
+def told(folder, sent, *options):
+    """Launch the script ``leave.py`` on two processes, signal the launcher, and return how it ended."""
+    command = folder.command("launch", "--num_processes", "2", *options, "leave.py")
+    process = subprocess.Popen(
+        command,
+        cwd=folder.path,
+        env=folder.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        ready = [folder.path / f"ready.{rank}" for rank in (0, 1)]
+        wait_for(lambda: all(path.exists() and path.read_text() for path in ready), process)
+        process.send_signal(sent)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return process.returncode, stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1], ids=lambda sent: sent.name)
+def test_who_is_told_to_stop_saves_and_leaves_and_a_scheduler_comes_back(folder, sent):
+    """Processes of the workers, such as those of loaders, are not signalled; nothing is started again."""
+    folder.write("leave.py", LEAVE)
+    code, stderr = told(folder, sent, "--max_restarts", "3")
+    assert code == 75, stderr
+    assert "the processes left with code 75, to be started again." in stderr
+    assert len(stderr.splitlines()) == 1
+    assert [(folder.path / f"stopped.{rank}").read_text() for rank in (0, 1)] == [f"{int(sent)} "] * 2
+    assert (folder.path / "ready.0").read_text() == "0"
+
+
+def test_who_does_not_leave_in_time_is_killed(folder):
+    folder.write("leave.py", LEAVE.replace("0.5 + int(rank)", "0.1 + 60 * int(rank)"))
+    code, stderr = told(folder, signal.SIGTERM, "--grace_period", "1")
+    assert code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in stderr
 
 
 def test_two_machines_meet_and_compute(folder):

@@ -176,6 +176,7 @@ REFUSED = {
     "machine": (["--machine_rank", "5", "show.py"], ["machine_rank=5", "not one of 1 machine"]),
     "streams": (["--tee", "9", "show.py"], ["tee='9'", "3 both"]),
     "rendezvous": (["--rdzv_conf", "fast", "show.py"], ["rdzv_conf='fast'", "key=value"]),
+    "grace": (["--grace_period", "-1", "show.py"], ["grace_period", "0 seconds or more"]),
     "interval": (["--monitor_interval", "nan", "show.py"], ["monitor_interval", "finite"]),
     "devices": (["--gpu_ids", "first", "show.py"], ["gpu_ids='first'", "numbers"]),
     "devices twice": (["--cpu", "--gpu_ids", "0,1,0", "show.py"], ["gpu_ids", "different numbers"]),
