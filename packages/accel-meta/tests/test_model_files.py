@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from accel import Accelerator
+from accel import Accelerator, utils
 from accel_core.config import ProjectConfiguration
 from accel_core.errors import CheckpointError, ConfigError
 from accel_core.testing import WorkerError
@@ -226,3 +226,21 @@ def test_documented_parameters() -> None:
     }
     assert "(self, model: 'nn.Module', unwrap: 'bool' = True)" in found["get_state_dict"]
     assert "max_shard_size: 'int | str' = '10GB', safe_serialization: 'bool' = True" in found["save_model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODEL_NAME", "pytorch_model"),
+        ("OPTIMIZER_NAME", "optimizer"),
+        ("RNG_STATE_NAME", "random_states"),
+        ("SCALER_NAME", "scaler.pt"),
+        ("SCHEDULER_NAME", "scheduler"),
+        ("WEIGHTS_NAME", "pytorch_model.bin"),
+        ("WEIGHTS_INDEX_NAME", "pytorch_model.bin.index.json"),
+        ("SAFE_WEIGHTS_NAME", "model.safetensors"),
+        ("SAFE_WEIGHTS_INDEX_NAME", "model.safetensors.index.json"),
+    ],
+)
+def test_documented_names_of_files(name: str, value: str) -> None:
+    assert getattr(utils, name) == value

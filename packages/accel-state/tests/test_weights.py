@@ -238,10 +238,10 @@ def test_the_latest_save_is_what_is_read(tmp_path, first, second):
 
 
 class Failing(Files):
-    """Fail at the operation number ``at``."""
+    """Fail at the operation number ``at``; if ``dead``, at all that come after it too, as if killed there."""
 
-    def __init__(self, at, code=errno.ENOSPC):
-        self.at, self.code, self.count = at, code, 0
+    def __init__(self, at, code=errno.ENOSPC, *, dead=False):
+        self.at, self.code, self.dead, self.count = at, code, dead, 0
 
     def __getattribute__(self, name):
         found = super().__getattribute__(name)
@@ -250,7 +250,7 @@ class Failing(Files):
 
         def counted(*arguments):
             self.count += 1
-            if self.count == self.at:
+            if self.count == self.at or (self.dead and self.count > self.at):
                 raise OSError(self.code, os.strerror(self.code))
             return found(*arguments)
 
@@ -259,7 +259,8 @@ class Failing(Files):
 
 def outcome(folder, **states):
     """Return which of the states is read, or that it is none; fail when it is a mixture."""
-    if not any(name.endswith((".json", "l.safetensors", "l.bin")) for name in names(folder)):
+    shown = [name for name in names(folder) if not name.startswith(".")]
+    if not any(name.endswith((".json", "l.safetensors", "l.bin")) for name in shown):
         with pytest.raises(CheckpointError, match="no index that says which"):
             weights.read(folder)
         return "none"
@@ -279,7 +280,7 @@ def outcome(folder, **states):
         (False, ("1MB", 70)),
     ],
 )
-def test_whatever_fails_the_old_or_the_new_is_read_or_an_error_says_why(tmp_path, layouts, safe):
+def test_wherever_it_is_killed_the_old_or_the_new_is_read_or_an_error_says_why(tmp_path, layouts, safe):
     old, new = random().state_dict(), random(1).state_dict()
     counting = Failing(0)
     rehearsal = tmp_path / "rehearsal"
@@ -290,9 +291,9 @@ def test_whatever_fails_the_old_or_the_new_is_read_or_an_error_says_why(tmp_path
         folder = tmp_path / str(at)
         weights.save(old, folder, max_shard_size=layouts[0], safe_serialization=safe)
         with suppress(CheckpointError):
-            weights.save(new, folder, max_shard_size=layouts[1], safe_serialization=safe, files=Failing(at))
+            killed = Failing(at, dead=True)
+            weights.save(new, folder, max_shard_size=layouts[1], safe_serialization=safe, files=killed)
         outcomes.add(outcome(folder, old=old, new=new))
-        assert not [name for name in names(folder) if name.startswith(".")]
     # Only where files of one name are replaced one after the other can there be neither.
     assert outcomes - {"none"} == {"old", "new"}
     assert ("none" in outcomes) == (layouts == (70, 70))

@@ -90,6 +90,15 @@ if TYPE_CHECKING:
     from . import operations as operations
     from . import random as random
     from . import versions as versions
+    from .constants import MODEL_NAME as MODEL_NAME
+    from .constants import OPTIMIZER_NAME as OPTIMIZER_NAME
+    from .constants import RNG_STATE_NAME as RNG_STATE_NAME
+    from .constants import SAFE_WEIGHTS_INDEX_NAME as SAFE_WEIGHTS_INDEX_NAME
+    from .constants import SAFE_WEIGHTS_NAME as SAFE_WEIGHTS_NAME
+    from .constants import SCALER_NAME as SCALER_NAME
+    from .constants import SCHEDULER_NAME as SCHEDULER_NAME
+    from .constants import WEIGHTS_INDEX_NAME as WEIGHTS_INDEX_NAME
+    from .constants import WEIGHTS_NAME as WEIGHTS_NAME
 
 _NAMES = {
     "AutocastKwargs": "accel_core.config",
@@ -105,13 +114,22 @@ _NAMES = {
     "InitProcessGroupKwargs": "accel_core.config",
     "KwargsHandler": "accel_core.config",
     "LoggerType": "accel_core.enums",
+    "MODEL_NAME": ".constants",
+    "OPTIMIZER_NAME": ".constants",
     "PrecisionType": "accel_core.enums",
     "PreemptionKwargs": "accel_core.config",
     "ProfileKwargs": "accel_core.config",
     "ProjectConfiguration": "accel_core.config",
     "RNGType": "accel_core.enums",
+    "RNG_STATE_NAME": ".constants",
+    "SAFE_WEIGHTS_INDEX_NAME": ".constants",
+    "SAFE_WEIGHTS_NAME": ".constants",
+    "SCALER_NAME": ".constants",
+    "SCHEDULER_NAME": ".constants",
     "SageMakerDistributedType": "accel_core.enums",
     "TorchDynamoPlugin": "accel_core.config",
+    "WEIGHTS_INDEX_NAME": ".constants",
+    "WEIGHTS_NAME": ".constants",
     "broadcast": "accel_state",
     "broadcast_object_list": "accel_state",
     "calculate_maximum_sizes": "accel_bigmodel",
