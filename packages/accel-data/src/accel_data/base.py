@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -11,10 +12,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from accel_core.errors import DataError
 from accel_core.window import LoaderCursor
 
+from . import hf
+from .apart import Apart, host_states
 from .batches import BatchSamplerShard
 from .plan import LoaderPlan
+from .position import describe, resume
+from .progress import Pending, Run
 from .samplers import SeedableRandomSampler, samplers_of
-from .stream import IterableDatasetShard, count_rows
+from .stream import IterableDatasetShard, SkippedStream, count_rows
+from .streamstate import Snapshots, keeps_place
 from .tail import Tail
 
 
@@ -23,6 +29,8 @@ class PreparedLoader(DataLoader[Any]):
 
     _plan: LoaderPlan
     _started: bool
+    _reader_alone: ClassVar[bool] = False
+    """Rank 0 reads for all."""
 
     @classmethod
     def rebuild(cls, loader: DataLoader[Any], plan: LoaderPlan, **replaced: Any) -> Self:
@@ -106,7 +114,7 @@ class PreparedLoader(DataLoader[Any]):
         """Go to ``epoch``: samplers and datasets with a ``set_epoch`` of their own are told."""
         plan = self._plan
         if self._started and epoch != plan.epoch.value:
-            plan.skip = 0
+            plan.skip, plan.anew = 0, False
         plan.epoch.go(epoch)
         self._tell_all(epoch)
 
@@ -121,6 +129,33 @@ class PreparedLoader(DataLoader[Any]):
         if owner is not None:
             owner.sampler = sampler
         self.__dict__["sampler"] = sampler
+
+    def position(self, *, resume_left: bool = False) -> dict[str, Any]:
+        """Return where the loop is, to go on from there with `resume_at`, on another number of ranks too.
+
+        In the loop body the batch in hand counts as used, those read ahead do not. After a loop that was
+        left by ``break`` it is the start of the next epoch, as for the next loop; ``resume_left``: the
+        place where the loop was left, for a run that is about to end. Plain values and tensors in dicts,
+        and what a dataset with ``state_dict`` says of itself; alike on all ranks, but for data that
+        ranks hold themselves and for what rank 0 alone dispatches.
+
+        Raises DataError where nobody could go on: ``in_order=False``, or ``uneven="cycle"`` once a rank has
+        begun again.
+        """
+        return describe(self, resume_left=resume_left)
+
+    def resume_at(self, position: Mapping[str, Any]) -> None:
+        """Let the next iteration go on after the batch that was in hand when ``position`` was saved.
+
+        The samples follow in the order in which they would have, whatever the number of ranks and the
+        size of batches are now; ``len`` stays that of a whole epoch. After the last batch of an epoch
+        the next iteration gives nothing, so that what follows it is run. ``set_epoch`` to another epoch
+        and ``skip_first_batches`` come before it. On another number of ranks, pass each rank rank 0's.
+
+        Raises DataError with the reason where that is not possible: other data or another sampler, data
+        that ranks hold themselves on another number of ranks, or something that is no position.
+        """
+        resume(self, position)
 
     def adjust_state_dict_for_prefetch(self) -> None:
         """Do nothing: a saved state counts the batches that were handed out, never those read ahead."""
@@ -179,30 +214,131 @@ class PreparedLoader(DataLoader[Any]):
             # Living workers hold an older copy of the dataset; new ones get the present one.
             self._iterator = None
 
-    def _finish(self, epoch: int) -> None:
-        """Note that the iteration of ``epoch`` is over: the next one is the next epoch, in full."""
+    @property
+    def _index_sampler(self) -> Any:
+        """What torch reads indices from: the course, which can start anywhere and knows how far it is."""
+        course = self._course()
+        return self._batches if course is None else course
+
+    def _course(self) -> BatchSamplerShard | None:
+        """Return what deals out the batches of indexed data; None for streams."""
+        batches = self._batches
+        if isinstance(batches, BatchSamplerShard):
+            return batches
+        if isinstance(self.dataset, IterableDataset):
+            return None
+        course: BatchSamplerShard | None = self.__dict__.get("_own_course")
+        if course is None or course.batch_sampler is not batches:
+            course = self.__dict__["_own_course"] = BatchSamplerShard(batches)
+        return course
+
+    def _plainly_iterated(self) -> bool:
+        """Tell whether batches come as torch gives them, not through the ``__iter__`` of a user's class."""
+        own = next(cls for cls in type(self).__mro__ if "__iter__" in vars(cls) and not _is_ours(cls))
+        return own.__module__.startswith(("torch.", "torchdata."))
+
+    def _finish(self, run: Run) -> None:
+        """Note that an iteration is over: the next one is the next epoch, in full."""
         counter, audit = self._plan.epoch, self._plan.audit
-        partial = self._plan.skip > 0
-        # Another iteration may have begun beside this one, and moved on already.
-        if counter.value == epoch:
-            self._plan.skip = 0
-            counter.go(epoch + 1)
+        partial = self._plan.skip > 0 or run.resumed is not None
+        # Another iteration may have begun beside this one and moved on already, or a position was resumed.
+        if counter.value == run.epoch and counter.pending is None:
+            self._plan.skip, self._plan.anew = 0, False
+            counter.go(run.epoch + 1)
             self._tell_all(counter.value)
         if audit is not None:
             audit.finish(partial=partial)
 
-    def _open(self) -> tuple[Iterator[Any], Tail, int]:
-        """Start torch's own iteration; return it, what it knows of its end, and the batches to drop."""
-        plan = self._plan
-        batches = self._batches
-        if isinstance(batches, BatchSamplerShard):
-            batches.start = plan.skip
-            iterator = iter(super().__iter__())
-            return iterator, batches.tail, 0
-        return iter(super().__iter__()), Tail(), plan.skip
+    def _open(self, run: Run | None = None) -> tuple[Iterator[Any], Tail, int]:
+        """Start torch's own iteration; return it, what it knows of its end, and the batches to drop.
 
-    def _begin(self) -> int:
-        """Bring the ranks to the start of the epoch, and return it.
+        ``run``: the iteration it is for; None: the data is begun again within one.
+        """
+        course = self._course()
+        if course is None:
+            return self._open_stream(run)
+        self._set_out(course, run)
+        iterator = iter(super().__iter__())
+        if run is not None:
+            run.tail = course.tail
+        return iterator, course.tail, 0
+
+    def _set_out(self, course: BatchSamplerShard, run: Run | None) -> None:
+        """Tell ``course`` where its next walk starts."""
+        course.start, course.origin = self._plan.skip, 0
+        course.prime = course.settle = None
+        if run is None:
+            return
+        resumed = run.resumed
+        if resumed is not None and resumed.own < resumed.batches:
+            course.start, run.repeats = max(0, resumed.own - 1), resumed.own > 0
+        elif resumed is not None:
+            course.origin = resumed.samples
+        if course.reading() is not None and self._plainly_iterated():
+            course.settle = run.apart.settle
+        if run.quiet and self._plan.generator is not None and run.generator is not None:
+            course.prime = partial(self._plan.generator.set_state, run.generator)
+
+    def _open_stream(self, run: Run | None) -> tuple[Iterator[Any], Tail, int]:
+        stream, drop = self.dataset, self._plan.skip * self._ranks_per_batch()
+        resumed = None if run is None else run.resumed
+        shard = stream if isinstance(stream, IterableDatasetShard) else None
+        user: Any = getattr(stream, "unsharded", stream)
+        jumped = 0
+        if resumed is not None:
+            drop += resumed.drop
+            if resumed.state is not None:
+                jumped = int(resumed.state["batches"])
+                self._put(user, shard, resumed)
+            if resumed.skip:
+                self._leave_out(shard, resumed.skip)
+        notes = None if run is None else self._notes(user, resumed, jumped)
+        try:
+            iterator: Iterator[Any] = iter(super().__iter__())
+        finally:
+            self.__dict__["dataset"] = stream
+            if shard is not None:
+                shard.skip, shard.jump = 0, None
+        if run is not None and notes is not None:
+            run.snapshots = notes
+            iterator = notes.watch(iterator)
+        if run is not None and resumed is not None and resumed.state is not None:
+            run.after = partial(hf.forget_place, user)
+        if run is not None:
+            run.repeats = resumed is not None and 0 < resumed.own < resumed.batches
+            drop -= run.repeats
+        return iterator, Tail(), drop
+
+    def _put(self, user: Any, shard: IterableDatasetShard | None, resumed: Pending) -> None:
+        """Put the user's dataset where its own state says."""
+        state = resumed.state or {}
+        if shard is not None and state["batches"]:
+            shard.jump = state["start"], state["latest"]
+        else:
+            user.load_state_dict(state["latest"])
+
+    def _leave_out(self, shard: IterableDatasetShard | None, samples: int) -> None:
+        """Let the coming iteration of a stream start after ``samples``."""
+        # Living workers hold an older copy, and those that start now hold one that nobody else needs.
+        self._iterator = None
+        self.__dict__["_one_time"] = True
+        if shard is not None:
+            shard.skip = samples
+        else:
+            self.__dict__["dataset"] = SkippedStream(self.dataset, samples)
+
+    def _notes(self, user: Any, resumed: Pending | None, jumped: int) -> Snapshots | None:
+        """Return what notes the places of a dataset that keeps its own."""
+        if self._reader_alone or not keeps_place(self):
+            return None
+        start = None if resumed is None or resumed.state is None else resumed.state["start"]
+        try:
+            return Snapshots(user, jumped, start)
+        except Exception:  # noqa: BLE001 - it cannot say where it is yet: it is read again from the start
+            return None
+
+    def _begin(self) -> Run:
+        """Bring the ranks to the start of the epoch, or to where it was resumed, and return the iteration.
 
         After an iteration that was left early it is the next epoch, as in torch: a loop that always takes
         the first hundred batches must not always see the same ones.
@@ -210,14 +346,51 @@ class PreparedLoader(DataLoader[Any]):
         plan, counter = self._plan, self._plan.epoch
         plan.window.start_loop()
         if counter.running:
-            plan.skip = 0
+            plan.skip, plan.anew = 0, False
             counter.go(counter.value + 1)
             self._tell_all(counter.value)
         self._compare_epochs()
-        plan.begin()
+        run = self._make_run()
+        counter.pending, counter.run = None, run
+        resumed = run.resumed
+        if resumed is None or not resumed.ended:
+            with run.apart:
+                if resumed is not None and plan.generator is not None and resumed.generator is not None:
+                    plan.generator.set_state(resumed.generator.cpu())
+                plan.begin(resumed=resumed is not None)
+        run.generator = None if plan.generator is None else plan.generator.get_state()
+        if self.__dict__.pop("_one_time", False):
+            self._iterator = None
         counter.running = True
         self.__dict__["_started"] = True
-        return counter.value
+        return run
+
+    def _make_run(self) -> Run:
+        plan, counter = self._plan, self._plan.epoch
+        resumed = counter.pending
+        if resumed is not None and (plan.anew or plan.skip):
+            resumed = resumed.from_start()
+        run = Run(counter.value, resumed, plan.skip)
+        if resumed is not None:
+            run.first += resumed.batches
+            run.origin = resumed.origin
+        if resumed is None or not resumed.ended:
+            run.quiet, counter.quiet = counter.quiet, False
+            run.reused = run.quiet or (self.persistent_workers and self._iterator is not None)
+            if resumed is not None or run.quiet:
+                salt = run.epoch << 40 | (resumed.samples if resumed is not None else 0)
+                run.apart = Apart(None if resumed is None else resumed.start, salt)
+            if self._replays():
+                run.start = resumed.start if resumed is not None else host_states()
+        return run
+
+    def _replays(self) -> bool:
+        """Tell whether where the epoch's order begins depends on the global generators."""
+        course = self._course()
+        if course is None or course.reading() is None:
+            return True
+        sampler = self.get_sampler()
+        return not isinstance(sampler, SeedableRandomSampler) and getattr(sampler, "generator", True) is None
 
     def _compare_epochs(self) -> None:
         """Make sure that ranks which shuffle by themselves are about to shuffle alike."""
@@ -225,7 +398,17 @@ class PreparedLoader(DataLoader[Any]):
         seeded = self._plan.seeding is not None or isinstance(self.get_sampler(), SeedableRandomSampler)
         if group.world_size == 1 or not seeded:
             return
-        epochs = group.vote(self._plan.epoch.value)()
+        counter = self._plan.epoch
+        steps = -1 if counter.pending is None else counter.pending.batches
+        votes = group.vote(counter.value | (steps + 1) << 31)()
+        epochs = [vote & 0x7FFFFFFF for vote in votes]
+        if len(set(votes)) > 1 and len(set(epochs)) == 1:
+            raise DataError(
+                "the ranks go on at different places of an epoch, some of them at its start perhaps: some "
+                "samples would be read twice and others never",
+                where=f"rank {group.rank}, start of an iteration",
+                fix="resume on every rank from the same checkpoint, or on none",
+            )
         if len(set(epochs)) > 1:
             raise DataError(
                 f"the ranks start different epochs, {', '.join(map(str, epochs))} in rank order: some samples"
@@ -248,6 +431,10 @@ class PreparedLoader(DataLoader[Any]):
         if self._plan.window.tally is not None and self._plan.collectives.world_size == 1:
             cursor.measure = count_rows
         return cursor
+
+
+def _is_ours(cls: type) -> bool:
+    return issubclass(cls, PreparedLoader)
 
 
 __all__ = ["PreparedLoader"]

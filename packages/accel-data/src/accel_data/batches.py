@@ -58,6 +58,8 @@ class BatchSamplerShard(BatchSampler):
         """Local batches that the next iteration leaves out; it goes back to 0 by itself."""
         self.origin = 0
         """Samples of the whole order that the next iteration leaves out before it cuts batches; 0 as well."""
+        self.head = 0
+        """Batches of the start of the order that are given out before those that are left out."""
         self.prime: Callable[[], object] | None = None
         """Called once, before the next iteration draws its order."""
         self.settle: Callable[[], object] | None = None
@@ -212,6 +214,7 @@ class BatchSamplerShard(BatchSampler):
                 at = full + rank * size
                 places = range(at, at + size) if padded else range(at, min(at + size, total))
                 last = [order[place % total] for place in places]
+            yield from local_slices(order, 0, min(self.head * size, total // size * size), size, size)
             self._settled()
             if isinstance(order, array) and world > 1:
                 order = own_rounds(order, base, full, stride, rank * size, size)
@@ -228,13 +231,15 @@ class BatchSamplerShard(BatchSampler):
     def _rest(self, tail: Tail, start: int, origin: int) -> Iterator[list[Any]]:
         """Walk the batches of one process."""
         self._begin()
-        tail.base = read = origin
-        tail.ends = array("q")
-        for number, batch in enumerate(self._walked(origin, [], 0)):
+        read = 0 if self.head else origin
+        tail.base, tail.ends = read, array("q")
+        for number, batch in enumerate(self._walked(read, [], 0)):
             size = _samples(batch)
             read += size
-            if number < start:
+            if number < start or (self.head and read <= origin):
                 tail.base = read
+                if number < self.head:
+                    yield batch
                 continue
             tail.ends.append(read)
             tail.parts = [size] if isinstance(batch, (list, tuple)) else None

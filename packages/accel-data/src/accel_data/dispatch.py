@@ -17,10 +17,12 @@ from accel_core.protocols.collectives import Collectives
 from accel_core.window import GradientWindow
 
 from .base import PreparedLoader
+from .batches import BatchSamplerShard
 from .ending import NOTHING
 from .parcels import Parcel, fill_from, join_batches, pack, rows, slice_batch, unpack
 from .placement import mover
 from .plan import EpochCounter, LoaderPlan
+from .progress import Run
 from .tail import Tail
 
 logger = get_logger(__name__)
@@ -116,6 +118,8 @@ class DataLoaderDispatcher(PreparedLoader):
         new._check()
         return new
 
+    _reader_alone = True
+
     def _configure(
         self, *, split_batches: bool, even_batches: bool, slice_fn: Callable[..., Any] | None
     ) -> None:
@@ -160,18 +164,23 @@ class DataLoaderDispatcher(PreparedLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
-        epoch = self._begin()
-        heads = self._read() if plan.collectives.rank == 0 else self._listen()
+        run = self._begin()
+        if run.resumed is not None and run.resumed.ended:
+            self._finish(run)
+            return
+        heads = self._read(run) if plan.collectives.rank == 0 else self._listen()
         place = None if plan.device is None else mover(plan.device, non_blocking=plan.non_blocking)
         window.push(cursor)
+        run.begin(cursor)
         try:
             for head, buffer in heads:
                 batch = self._own_part(head, buffer)
                 if batch is not NOTHING:
                     self._tell_cursor(cursor, head)
                     yield cursor.hand_out(batch if place is None else place(batch))
-            self._finish(epoch)
+            self._finish(run)
         finally:
+            run.close()
             window.remove(cursor)
 
     def _tell_cursor(self, cursor: LoaderCursor, head: _Head) -> None:
@@ -210,11 +219,13 @@ class DataLoaderDispatcher(PreparedLoader):
             if head.parcel.outlines:
                 yield head, group.broadcast(torch.empty(head.parcel.size, dtype=torch.uint8, device=device))
 
-    def _read(self) -> Iterator[tuple[_Head, torch.Tensor]]:
+    def _read(self, run: Run) -> Iterator[tuple[_Head, torch.Tensor]]:
         """Read rounds, one ahead, and send each to the other ranks."""
         group, device = self._plan.collectives, self._plan.device
-        rounds, left = self._or_tell(self._start)
-        ahead = self._or_tell(lambda: next(rounds, None))
+        with run.apart:
+            rounds, left = self._or_tell(partial(self._start, run))
+            ahead = self._or_tell(lambda: next(rounds, None))
+        run.settle()
         if ahead is None:
             group.broadcast_object(_Head(Parcel([], 0), end=True))
         while ahead is not None:
@@ -228,10 +239,29 @@ class DataLoaderDispatcher(PreparedLoader):
             left = left - 1 if left is not None and left > 1 else None
             yield head, group.broadcast(buffer if device is None else buffer.to(device))
 
-    def _start(self) -> tuple[Iterator[_Round], int | None]:
-        iterator, _, drop = self._open()
-        rounds = self._rounds(islice(iterator, drop * self._ranks_per_batch(), None))
-        return rounds, self._known_length()
+    def _start(self, run: Run) -> tuple[Iterator[_Round], int | None]:
+        iterator, _, drop = self._open(run)
+        pool: list[Any] = []
+        course = self._course()
+        head = self._ranks_per_batch() if drop else 0 if course is None else course.head
+        if head and self.even_batches:
+            # The last round is completed with the first samples of the epoch.
+            pool = list(islice(iterator, min(head, drop) if drop else head))
+            drop -= len(pool) if drop else 0
+        left, resumed = self._known_length(), run.resumed
+        if left is not None and resumed is not None:
+            left = left - resumed.batches if resumed.same else None
+        return self._rounds(islice(iterator, drop, None), pool), left
+
+    def _set_out(self, course: BatchSamplerShard, run: Run | None) -> None:
+        super()._set_out(course, run)
+        late = course.start or course.origin
+        resumed = None if run is None else run.resumed
+        course.start *= self._ranks_per_batch()
+        course.settle = None
+        fills = self.even_batches and self._plan.collectives.world_size > 1 and not self._drops_last()
+        whole = late and (resumed is None or resumed.same) and course.batch_size is not None
+        course.head = self._ranks_per_batch() if whole and fills else 0
 
     def _or_tell(self, step: Callable[[], _T]) -> _T:
         """Return what ``step`` returns; when it fails, tell the waiting ranks before the error goes on."""
@@ -242,10 +272,12 @@ class DataLoaderDispatcher(PreparedLoader):
             self._plan.collectives.broadcast_object(_Head(Parcel([], 0), end=True, failure=failure))
             raise
 
-    def _rounds(self, batches: Iterator[Any]) -> Iterator[_Round]:
-        """Yield the parts of each round, the last one completed, dropped or left short as asked."""
+    def _rounds(self, batches: Iterator[Any], pool: list[Any]) -> Iterator[_Round]:
+        """Yield the parts of each round, the last one completed, dropped or left short as asked.
+
+        ``pool``: the batches of the first round of the epoch, if they are not the first of these.
+        """
         per_round = self._ranks_per_batch()
-        pool: list[Any] = []
         ahead = list(islice(batches, per_round))
         while ahead:
             taken = ahead

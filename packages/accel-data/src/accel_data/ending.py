@@ -135,6 +135,7 @@ class Ends:
         sizes: tuple[int, int] | None,
         again: Callable[[int], Iterator[Any]],
         left: Callable[[], int | None],
+        last: Any = NOTHING,
     ) -> None:
         self._iterator = iterator
         self._policy = chosen
@@ -147,8 +148,8 @@ class Ends:
         self._again = again
         self._left = left
         self._rounds = 0
-        self._last: Any = NOTHING
-        """This rank's latest batch, which it repeats when it has ended."""
+        self._last: Any = last
+        """This rank's latest batch, which it repeats when it has ended; from before, if it had ended then."""
         self._known: dict[int, int] = {}
         """Ranks that have ended, and before which batch."""
         self._own_end = False
@@ -169,6 +170,11 @@ class Ends:
             self._enough = max(1, min(_AHEAD, _ROOM // max(1, _size(self._items[0].batch))))
         self._read_ahead(1)
         self._cast()
+
+    @property
+    def ended(self) -> dict[int, int]:
+        """The ranks that have ended, and before which batch."""
+        return self._known
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -288,7 +294,7 @@ class Ends:
             # No batch to repeat: they get the form of another rank's.
             source = next(rank for rank in range(group.world_size) if rank not in ranks)
             blank = self._blank(source, item)
-            self._last = blank if mine else self._last
+            self._last = blank if mine and self._last is NOTHING else self._last
         if mine:
             # The loop body may change the batch that it is given.
             self._last = copied(self._last)

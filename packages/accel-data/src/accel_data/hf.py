@@ -64,6 +64,23 @@ def shuffle_state(dataset: Any) -> str | None:
     return " ".join(repr(bit.state) for bit in bits if bit is not None) or None
 
 
+def keeps_place(dataset: Any) -> bool:
+    """Tell whether a stream goes on exactly where its state says.
+
+    Not with a shuffle buffer, whose samples are lost, nor after ``map`` or ``filter`` by batches.
+    """
+    steps = list(_walk(getattr(dataset, "_ex_iterable", None), 12))
+    return bool(steps) and not any(
+        "Shuffled" in type(step).__name__ or getattr(step, "batched", False) for step in steps
+    )
+
+
+def forget_place(dataset: Any) -> None:
+    """Let the next iteration of a stream begin at its start, whatever state was loaded."""
+    if is_hf(dataset):
+        dataset.load_state_dict(None)
+
+
 def _walk(source: Any, depth: int) -> Iterator[Any]:
     if source is None or not depth:
         return
@@ -94,4 +111,4 @@ def _describe(value: Any) -> str:
     return type(value).__name__ if held is None else held[0]
 
 
-__all__ = ["Part", "is_hf", "node", "part", "shuffle_state", "split_by_node"]
+__all__ = ["Part", "forget_place", "is_hf", "keeps_place", "node", "part", "shuffle_state", "split_by_node"]

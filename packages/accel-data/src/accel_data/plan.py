@@ -17,6 +17,7 @@ from .order import epoch_seed
 
 if TYPE_CHECKING:
     from .audit import Audit
+    from .progress import Pending, Run
 
 Synchronize = Callable[[Sequence[str], "torch.Generator | None"], None]
 
@@ -28,9 +29,17 @@ class EpochCounter:
     value: int = 0
     running: bool = False
     """An iteration of this epoch has begun and has not ended: it goes on, or was left early."""
+    pending: Pending | None = None
+    """Where the next iteration goes on, if that is not the start of the epoch."""
+    run: Run | None = None
+    """The latest iteration that has begun."""
+    quiet: bool = False
+    """The next iteration finds its worker processes running, as far as random numbers can tell."""
 
     def go(self, epoch: int) -> None:
-        """Go to ``epoch``, before its first batch."""
+        """Go to ``epoch``: to its start, or where a position in it was resumed."""
+        if self.pending is not None and self.pending.epoch != epoch:
+            self.pending = None
         self.value = epoch
         self.running = False
 
@@ -58,8 +67,13 @@ class LoaderPlan:
     """The user's own generator, whose state rank 0 sends out at each iteration."""
     skip: int = 0
     """Local batches left out of the first iteration."""
+    anew: bool = False
+    """``skip`` counts from the start of the epoch, also where a position in it was resumed."""
     epoch: EpochCounter = field(default_factory=EpochCounter)
     collectives: Collectives = field(default_factory=LonelyCollectives)
+    world: int | None = None
+    """The ranks that the data is divided among; None: those of ``collectives``."""
+    rank: int | None = None
     window: GradientWindow = field(default_factory=GradientWindow)
     synchronize: Synchronize | None = None
     seeding: Seeding | None = None
@@ -73,11 +87,23 @@ class LoaderPlan:
     """What happens where ranks run out of data at different steps, as asked for; see `ending.policy`."""
     even_batches: bool = True
 
-    def begin(self) -> None:
-        """Bring the generators of all ranks to the start of the epoch."""
+    @property
+    def place(self) -> tuple[int, int]:
+        """How many ranks the data is divided among, and which of them this is."""
+        group = self.collectives
+        world = group.world_size if self.world is None else self.world
+        return world, group.rank if self.rank is None else self.rank
+
+    def begin(self, *, resumed: bool = False) -> None:
+        """Bring the generators of all ranks to the start of the epoch.
+
+        ``resumed``: only those that an order comes from, because the others are the run's again already.
+        """
         if self.seeding is not None:
             self.seeding.begin(self.epoch.value)
         types = self.rng_types
+        if resumed:
+            types = tuple(kind for kind in types if kind in ("generator", "torch"))
         if self.collectives.world_size == 1 or not types:
             return
         if self.generator is None:

@@ -106,6 +106,8 @@ def prepare_data_loader(
         non_blocking=non_blocking,
         rng_types=check_rng_types(["generator"] if rng_types is None else rng_types),
         collectives=group,
+        world=world,
+        rank=rank,
         window=window or GradientWindow(),
         synchronize=synchronize,
         uneven=check_policy(uneven),
@@ -297,6 +299,8 @@ def _shard_stream(loader: DataLoader[Any], plan: LoaderPlan, cut: _Cut) -> dict[
         split_batches=cut.split_batches and not whole,
         even_batches=cut.even_batches,
     )
+    if loader.num_workers > 1:
+        shard.dealing = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
     replaced: dict[str, Any] = {"dataset": shard}
     if not whole:
         # The samples of one rank come in whole local batches, whatever the size of a world batch is.

@@ -18,6 +18,7 @@ from .batches import BatchSamplerShard
 from .ending import NOTHING, Ends, policy
 from .placement import placement
 from .plan import EpochCounter, LoaderPlan, Synchronize, check_rng_types
+from .progress import Run
 from .stream import IterableDatasetShard
 from .tail import Tail
 from .tails import last_size, own_tail, sample_count
@@ -31,8 +32,8 @@ class DataLoaderShard(PreparedLoader):
     ``skip_batches``: batches left out of the first iteration. ``iteration``: the epoch to start at.
     ``**kwargs``: the arguments of ``torch.utils.data.DataLoader``.
 
-    One batch is read ahead, so that the last one is known while the loop body holds it. The epoch moves on
-    by itself, also after a loop that is left early; ``set_epoch`` goes to any.
+    The last batch is known while the loop body holds it: one batch is read ahead where only that tells.
+    The epoch moves on by itself, also after a loop that is left early; ``set_epoch`` goes to any.
 
     Ours, keyword-only: ``collectives`` (the ranks), ``window`` (told of the running loader) and
     ``synchronize`` (how to bring the generators together).
@@ -75,35 +76,56 @@ class DataLoaderShard(PreparedLoader):
         self._adopt(plan)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        epoch = self._begin()
-        chosen = policy(self)
-        if chosen is not None and self._known_equal():
-            chosen = None
-        iterator, tail, drop = self._open()
-        if self._plan.audit is not None:
-            iterator = self._plan.audit.watch(iterator, self, tail, epoch)
+        run = self._begin()
+        if run.resumed is not None and run.resumed.ended:
+            return self._nothing(run)
+        with run.apart:
+            chosen = policy(self)
+            if chosen is not None and self._known_equal():
+                chosen = None
+            iterator, tail, drop = self._open(run)
+            if self._plan.audit is not None:
+                iterator = self._plan.audit.watch(iterator, self, tail, run.epoch)
         if chosen is None:
-            return self._counted(iterator, tail, drop, epoch)
-        return self._watched(iterator, tail, drop, epoch, chosen)
+            return self._counted(iterator, tail, drop, run)
+        return self._watched(iterator, tail, drop, run, chosen)
 
     def _full_length(self) -> int:
         if isinstance(self.dataset, IterableDatasetShard):
             return -(-len(self.dataset) // self.dataset.local_size)
         return super()._full_length()
 
-    # -- one batch ahead -------------------------------------------------------------------------
+    def _nothing(self, run: Run) -> Iterator[Any]:
+        """Give the rest of an epoch whose last batch was in hand when its position was saved."""
+        self._finish(run)
+        yield from ()
 
-    def _counted(self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int) -> Iterator[Any]:
+    # -- batch by batch --------------------------------------------------------------------------
+
+    def _counted(self, iterator: Iterator[Any], tail: Tail, drop: int, run: Run) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
-        left = self._known_length()
+        exact = None
+        if tail.count is not None and self._plainly_iterated():
+            exact = tail.count - run.walked
+        left = self._left(run) if exact is None else None
         self._tell_size(cursor)
         hand_out = cursor.hand_out
         window.push(cursor)
+        run.begin(cursor)
         try:
-            current = next(islice(iterator, drop, None) if drop else iterator, NOTHING)
+            with run.apart:
+                current = next(islice(iterator, drop, None) if drop else iterator, NOTHING)
+            run.settle()
             self._compare_orders(tail)
             if current is not NOTHING:
                 place = placement(current, plan.device, non_blocking=plan.non_blocking)
+                # Where arithmetic tells which batch is the last, none has to be read ahead to know it.
+                for number in range(exact or 1, 1, -1):
+                    cursor.remaining = number
+                    yield hand_out(current if place is None else place(current))
+                    current = next(iterator, NOTHING)
+                    if current is NOTHING:
+                        raise self._too_short(cursor.number, number - 1)
                 for upcoming in iterator:
                     if left is not None:
                         cursor.remaining = left
@@ -116,9 +138,24 @@ class DataLoaderShard(PreparedLoader):
                 cursor.remaining = 1
                 self._tell_last(cursor, tail)
                 yield hand_out(current if place is None else place(current))
-            self._finish(epoch)
+            self._finish(run)
         finally:
+            run.close()
             window.remove(cursor)
+
+    def _too_short(self, given: int, missing: int) -> DataError:
+        return DataError(
+            f"the loader ended after {given} batches, its sampler has {missing} more",
+            where=f"rank {self._plan.collectives.rank}, {type(self).__name__}",
+            fix="let the dataset keep its length while it is iterated",
+        )
+
+    def _left(self, run: Run) -> int | None:
+        """Return the batches ahead, as far as samplers claim a length."""
+        length, resumed = self._known_length(), run.resumed
+        if length is None or (resumed is not None and (resumed.origin or not resumed.same)):
+            return None
+        return length + self._plan.skip - run.first
 
     def _ranks(self) -> int:
         """Return among how many ranks each of the batches sampler's batches is one of a round."""
@@ -137,10 +174,10 @@ class DataLoaderShard(PreparedLoader):
         """Tell ``cursor`` what is known of the last batch."""
         batches = self._batches
         if self._plan.kept and self._plan.collectives.world_size > 1:
-            own_tail(self, cursor)
+            own_tail(self, cursor, tail)
         elif isinstance(batches, BatchSamplerShard):
             tail.tell(cursor, batches.process_index)
-        elif (size := last_size(self)) is not None:
+        elif (size := last_size(self, tail)) is not None:
             cursor.world_batch = cursor.rows = size
         else:
             cursor.world_batch = cursor.rows = None
@@ -173,24 +210,31 @@ class DataLoaderShard(PreparedLoader):
     # -- where ranks may end at different steps ----------------------------------------------------
 
     def _watched(
-        self, iterator: Iterator[Any], tail: Tail, drop: int, epoch: int, chosen: str
+        self, iterator: Iterator[Any], tail: Tail, drop: int, run: Run, chosen: str
     ) -> Iterator[Any]:
         plan, window, cursor = self._plan, self._plan.window, self._cursor()
         stream: Any = self.dataset
         sized = plan.watch_ends and isinstance(stream, IterableDatasetShard) and self.batch_size is not None
         window.push(cursor)
+        run.begin(cursor)
         try:
-            ends = Ends(
-                islice(iterator, drop, None),
-                chosen,
-                plan.collectives,
-                first=plan.skip,
-                carried=plan.watch_ends,
-                sizes=(stream.local_size, stream.round_size) if sized else None,
-                again=lambda times: self._again(epoch + times),
-                left=self._known_length,
-            )
-            current = ends.take()
+            with run.apart:
+                batches = islice(iterator, drop, None) if drop else iterator
+                last = next(batches, NOTHING) if run.repeats else NOTHING
+                ends = Ends(
+                    batches,
+                    chosen,
+                    plan.collectives,
+                    first=run.first,
+                    carried=plan.watch_ends,
+                    sizes=(stream.local_size, stream.round_size) if sized else None,
+                    again=lambda times: self._again(run.epoch + times),
+                    left=lambda: self._left(run),
+                    last=last,
+                )
+                run.known = ends.ended
+                current = ends.take()
+            run.settle()
             self._compare_orders(tail)
             first = None if current is None else current.batch
             place = placement(first, plan.device, non_blocking=plan.non_blocking)
@@ -206,8 +250,9 @@ class DataLoaderShard(PreparedLoader):
             if ends.trouble is not None:
                 raise ends.trouble
             ends.report()
-            self._finish(epoch)
+            self._finish(run)
         finally:
+            run.close()
             window.remove(cursor)
 
     def _again(self, epoch: int) -> Iterator[Any]:

@@ -21,6 +21,7 @@ def skip_first_batches(dataloader: DataLoader[Any], num_batches: int = 0) -> Pre
     Batches are those of one rank. The loader and its source share one epoch: after the first iteration
     both go on with the next epoch, in full. Over samplers that can be indexed the start is reached at
     once; custom samplers are walked without loading data; streams and dispatched data are read and dropped.
+    On a loader with a resumed position, batches count from the start of its epoch, and replace the position.
 
     Raises:
         PrepareError: a negative number, or something that is no torch loader.
@@ -32,7 +33,7 @@ def skip_first_batches(dataloader: DataLoader[Any], num_batches: int = 0) -> Pre
             fix="pass the number of batches that were trained on already",
         )
     if isinstance(dataloader, PreparedLoader):
-        plan = replace(dataloader._plan, skip=dataloader._plan.skip + num_batches)
+        plan = replace(dataloader._plan, skip=dataloader._plan.skip + num_batches, anew=True)
         cls: Any = type(dataloader)
     elif isinstance(dataloader, DataLoader):
         plan, cls = LoaderPlan(skip=num_batches), DataLoaderShard

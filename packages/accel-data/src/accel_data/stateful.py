@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from accel_core.errors import DataError, NotInstalledError, PrepareError
 
+from .batches import BatchSamplerShard
 from .ending import policy
 from .plan import LoaderPlan
+from .progress import Pending, Run
 from .samplers import SeedableRandomSampler
 from .shard import DataLoaderShard
 from .tail import Tail
@@ -121,21 +123,66 @@ class StatefulDataLoaderShard(DataLoaderShard):
         self._latest = state["loader"]
         self._handed = self._done = state["batches"]
         self._ended = state["ended"]
+        self._plan.epoch.pending = None
         loader: Any = super()
         loader.load_state_dict({} if state["ended"] else state["loader"] or {})
 
-    def _begin(self) -> int:
-        epoch = super()._begin()
-        if self._plan.generator is not None:
-            self._generator_state = self._plan.generator.get_state()
-        return epoch
+    def position(self, *, resume_left: bool = False) -> dict[str, Any]:
+        """Return where the loop is, with torchdata's own state; see `PreparedLoader.position`."""
+        counter = self._plan.epoch
+        waits = (self._done or self._ended) and not (counter.run is not None and counter.run.active)
+        if waits and counter.pending is None:
+            raise DataError(
+                "what load_state_dict() loaded has not been gone on with yet",
+                where=f"position() of {type(self).__name__}",
+                fix="ask in the body of the loop, or use resume_at in place of load_state_dict",
+            )
+        return super().position(resume_left=resume_left)
 
-    def _open(self) -> tuple[Iterator[Any], Tail, int]:
+    def resume_at(self, position: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from ``position``; see `PreparedLoader.resume_at`.
+
+        With as many ranks, workers and samples in a batch through torchdata's state, otherwise by the
+        samples of the whole order.
+        """
+        super().resume_at(position)
+        self._latest, self._handed, self._done, self._ended = None, 0, 0, False
+        loader: Any = super()
+        loader.load_state_dict({})
+
+    def _make_run(self) -> Run:
+        run = super()._make_run()
+        if run.resumed is None:
+            run.first += self._done
+        elif not run.resumed.same:
+            # Torchdata counts from where the iteration starts here.
+            run.first, run.origin = 0, run.resumed.samples
+        return run
+
+    def _course(self) -> BatchSamplerShard | None:
+        # Torchdata saves what samplers say of themselves, so they are hidden only where they must be.
+        batches = self._batches
+        hidden = isinstance(batches, BatchSamplerShard) or self.__dict__.get("_hidden", False)
+        return super()._course() if hidden else None
+
+    def _open(self, run: Run | None = None) -> tuple[Iterator[Any], Tail, int]:
         self._states = deque()
         if self._ended:
             # Nothing is left of this epoch; torchdata would read some datasets once more to find out.
             return iter(()), Tail(), 0
-        iterator, tail, drop = super()._open()
+        origin = 0 if run is None else run.origin
+        self.__dict__["_hidden"] = origin > 0 and not isinstance(self.dataset, IterableDataset)
+        if run is not None and run.resumed is not None and run.resumed.loader is not None:
+            loader: Any = super()
+            loader.load_state_dict(run.resumed.loader)
+            self._done = run.resumed.own = run.resumed.batches
+            run.resumed.drop = 0
+            run.resumed.samples = run.resumed.origin
+        if run is not None:
+            run.walked = self._done
+        if run is not None and run.generator is not None:
+            self._generator_state = run.generator
+        iterator, tail, drop = super()._open(run)
         return self._remember(iterator, drop), tail, drop
 
     def _remember(self, iterator: Iterator[Any], drop: int) -> Iterator[Any]:
@@ -147,9 +194,10 @@ class StatefulDataLoaderShard(DataLoaderShard):
             yield batch
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return self._hand_out(super().__iter__())
+        batches = super().__iter__()
+        return self._hand_out(batches, self._plan.epoch.run)
 
-    def _hand_out(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _hand_out(self, batches: Iterator[Any], run: Run | None) -> Iterator[Any]:
         handed = self._done
         for batch in batches:
             handed += 1
@@ -157,15 +205,17 @@ class StatefulDataLoaderShard(DataLoaderShard):
             self._handed = handed
             # A batch that is repeated for want of data moves nothing on.
             self._latest = self._states.popleft() if self._states else self._latest
-            self._ended = not self._states
+            if run is not None:
+                run.look()
+                self._ended, run.latest = run.ended, self._latest
             yield batch
         self._done = 0
         self._latest = None
         self._ended = False
 
-    def _known_length(self) -> int | None:
-        length = super()._known_length()
-        return None if length is None else length - self._done
+    def _notes(self, user: Any, resumed: Pending | None, jumped: int) -> None:
+        # Torchdata notes it itself.
+        return None
 
 
 __all__ = ["StatefulDataLoaderShard", "stateful_base"]

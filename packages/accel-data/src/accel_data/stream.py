@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from accel_core.errors import PrepareError
+from accel_core.errors import DataError, PrepareError
 from accel_core.nested import first_leaf
 
 
@@ -67,6 +67,12 @@ class IterableDatasetShard(IterableDataset[Any]):
         """Sees the first round of each iteration, of all ranks."""
         self.measure: Callable[[Any], int] | None = None
         """How many samples one item holds, where the dataset yields whole batches; None: one."""
+        self.skip = 0
+        """Samples that the next iteration leaves out before it cuts rounds."""
+        self.jump: tuple[Any, Any] | None = None
+        """States of the dataset where the epoch began, and where its next iteration goes on."""
+        self.dealing: torch.Tensor | None = None
+        """Where workers tell how they read: 1 in turn, 2 each its own part; None: they need not."""
 
     @property
     def unsharded(self) -> Any:
@@ -99,25 +105,34 @@ class IterableDatasetShard(IterableDataset[Any]):
         mine = min(max(rest - self.process_index * self.local_size, 0), self.local_size)
         return full * self.local_size + (self.local_size if self.even_batches else mine)
 
+    def deals(self) -> bool:
+        """Tell whether workers are known to take turns, so that the order is the one without workers."""
+        return self.dealing is not None and int(self.dealing[0]) == 1
+
     def __iter__(self) -> Iterator[Any]:
-        for samples, counts in self._rounds():
+        # Taken now: what is set for one iteration is put back once it has been started.
+        return self._samples(self.skip, self.jump)
+
+    def _samples(self, skip: int, jump: tuple[Any, Any] | None) -> Iterator[Any]:
+        for samples, counts in self._rounds(skip, jump):
             if counts is not None and self.marks:
                 for sample in samples:
                     yield Marked(sample, counts)
             else:
                 yield from samples
 
-    def _rounds(self) -> Iterator[tuple[list[Any], Counts | None]]:
+    def _rounds(
+        self, skip: int = 0, jump: tuple[Any, Any] | None = None
+    ) -> Iterator[tuple[list[Any], Counts | None]]:
         """Yield this rank's part of each round, and the counts of a round where some samples are padding."""
-        stream, share, turn = _open_stream(self.dataset)
         size, stride = self.local_size, self.round_size
+        stream, share, turn, first = self._open(skip, jump)
         mine = slice(self.process_index * size, (self.process_index + 1) * size)
-        first: list[Any] = []
         number = 0
         while block := list(islice(stream, stride)):
             first = first or block
             if number == 0 and self.look is not None:
-                self.look(block)
+                self.look(first)
             counts = None
             if len(block) < stride:
                 if self.drop_last:
@@ -129,6 +144,28 @@ class IterableDatasetShard(IterableDataset[Any]):
             if number % share == turn and block[mine]:
                 yield block[mine], counts
             number += 1
+
+    def _open(self, skip: int, jump: tuple[Any, Any] | None) -> tuple[Iterator[Any], int, int, list[Any]]:
+        """Start to read; return the stream, how its rounds go round, and the first round if it is over."""
+        first: list[Any] = []
+        if jump is not None:
+            self.dataset.load_state_dict(jump[0])
+            first = list(islice(iter(self.dataset), self.round_size))
+            self.dataset.load_state_dict(jump[1])
+        stream, share, turn, own = _open_stream(self.dataset)
+        if self.dealing is not None:
+            self.dealing[0] = 2 if own else 1
+        if skip and own:
+            raise DataError(
+                "each worker process reads a part of the stream that the dataset gives it, so where the run "
+                "was in the whole cannot be found on other ranks or in batches of another size",
+                where=f"rank {self.process_index} of {self.num_processes}",
+                fix="resume with as many ranks and workers and the same batch size, or with num_workers=0",
+            )
+        if skip:
+            first = list(islice(stream, self.round_size))
+            stream = islice(chain(first, stream), skip, None)
+        return stream, share, turn, first
 
     def _count(self, block: list[Any]) -> int:
         return len(block) if self.measure is None else sum(map(self.measure, block))
@@ -178,11 +215,30 @@ def count_rows(item: Any) -> int:
     return len(item) if isinstance(item, (list, tuple)) else 1
 
 
-def _open_stream(dataset: Any) -> tuple[Iterator[Any], int, int]:
-    """Start to read; return the stream, among how many workers its rounds go round, and this one's turn."""
+class SkippedStream(IterableDataset[Any]):
+    """A stream without its first samples, which are read and dropped."""
+
+    def __init__(self, dataset: Any, skip: int) -> None:
+        self.dataset = dataset
+        self.skip = skip
+
+    @property
+    def unsharded(self) -> Any:
+        """The user's dataset."""
+        return self.dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.dataset), self.skip, None)
+
+
+def _open_stream(dataset: Any) -> tuple[Iterator[Any], int, int, bool]:
+    """Start to read; return the stream, among how many workers its rounds go round, and this one's turn.
+
+    Last: whether the dataset gives each worker a part of its own.
+    """
     info: Any = get_worker_info()
     if info is None or info.num_workers == 1:
-        return iter(dataset), 1, 0
+        return iter(dataset), 1, 0, False
     workers, worker = info.num_workers, info.id
     plain = type(info)
     reads: list[str] = []
@@ -202,7 +258,8 @@ def _open_stream(dataset: Any) -> tuple[Iterator[Any], int, int]:
         head = list(islice(stream, 1))
     finally:
         object.__setattr__(info, "__class__", plain)
-    return chain(head, stream), *((1, 0) if reads else (workers, worker))
+    share, turn = (1, 0) if reads else (workers, worker)
+    return chain(head, stream), share, turn, bool(reads)
 
 
-__all__ = ["CarryValidity", "IterableDatasetShard", "Marked", "count_rows"]
+__all__ = ["CarryValidity", "IterableDatasetShard", "Marked", "SkippedStream", "count_rows"]

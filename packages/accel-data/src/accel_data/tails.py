@@ -10,6 +10,7 @@ from accel_core.cursor import LoaderCursor
 
 from .batches import BatchSamplerShard
 from .order import reading_of
+from .tail import Tail
 
 
 def _plain(loader: Any) -> Any:
@@ -30,21 +31,23 @@ def sample_count(loader: Any) -> int | None:
     return len(batches.sampler) if known else None
 
 
-def last_size(loader: Any) -> int | None:
-    """Return the samples of the last batch of ``loader``; None when not known."""
+def last_size(loader: Any, tail: Tail) -> int | None:
+    """Return the samples of the last batch of ``loader``; None when not known. ``tail``: of its walk."""
     batches = _plain(loader)
     if batches is None:
         return None
+    if tail.parts is not None:
+        return tail.parts[0]
     rest = 0 if batches.drop_last else len(batches.sampler) % batches.batch_size
     return int(rest or batches.batch_size)
 
 
-def own_tail(loader: Any, cursor: LoaderCursor) -> None:
+def own_tail(loader: Any, cursor: LoaderCursor, tail: Tail) -> None:
     """Tell ``cursor`` of the last batch, where the ranks' own samplers give equally many samples.
 
     torch's ``DistributedSampler`` repeats samples so that they do: at most one on a rank, its last.
     """
-    size, world = last_size(loader), loader._plan.collectives.world_size
+    size, world = last_size(loader, tail), loader._plan.collectives.world_size
     cursor.rows, cursor.world_batch = size, None
     if size is None or sample_count(loader) is None:
         return
