@@ -72,7 +72,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
     loader = DataLoader(data, batch_size=32, shuffle=True)
-    model, optimizer, scheduler, loader = accelerator.prepare(model, optimizer, scheduler, loader)
+    model, optimizer, scheduler, loader = accelerator.prepare(
+        model, optimizer, scheduler, loader, schedule_in="updates"
+    )
     set_seed(7, device_specific=True)  # dropout differs between the processes
     progress = Progress()
     accelerator.register_for_checkpointing(progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import struct
 import subprocess
@@ -112,3 +113,20 @@ def test_weighted(tmp_path: Path) -> None:
         for row, wanted in zip(other, tables[0], strict=True):
             # fp32, and printed with three digits.
             assert row == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.timeout(260)
+def test_resume(tmp_path: Path) -> None:
+    """Killed at a random micro-batch and started again, it ends with the same weights, bit for bit."""
+    kill_at = random.randrange(6, 110)
+    words = ("--kill_at", str(kill_at))
+    ways = ((), ()), (("--max_restarts", "1"), words)
+    ends = []
+    for number, (options, given) in enumerate(ways):
+        project = ("--project_dir", str(tmp_path / str(number)))
+        done = launch(tmp_path, *options, script="resume.py", words=(*project, *given))
+        assert done.returncode == 0, done.stderr
+        ends.append(done.stdout.splitlines())
+    assert re.fullmatch(r"114 micro-batches, weights [0-9a-f]{16}", ends[0][-1])
+    assert ends[1][-1] == ends[0][-1], f"killed at {kill_at}"
+    assert re.fullmatch(r"going on after \d+ micro-batches", ends[1][0]), "it was killed, and went on"

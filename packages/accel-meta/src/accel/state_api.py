@@ -214,6 +214,7 @@ class StateAPI:
         load_kwargs: Mapping[str, Any] | None = None,
         *,
         strict: bool = True,
+        legacy: bool = False,
         **load_model_func_kwargs: Any,
     ) -> LoadReport:
         """Go on from a checkpoint, verified first, and return what was restored, by name. Collective.
@@ -223,10 +224,14 @@ class StateAPI:
         ``input_dir`` it is the newest checkpoint of ``project_dir/checkpoints`` that verifies.
 
         ``strict=False``, ours: restore what fits, and report what is missing, left over or of another
-        shape; by default that is an error. Raises CheckpointError, also when nothing is there.
+        shape; by default that is an error. ``legacy=True``, ours: the folder was written by another
+        library's ``save_state``, as pickles; tensors and plain values are read, and no code is run. The place
+        in the data is not in it. Raises CheckpointError, also when nothing is there.
         """
         if load_model_func_kwargs or load_kwargs:
             _check_load_arguments({**(load_kwargs or {}), **load_model_func_kwargs})
+        if legacy:
+            return self._load_legacy(input_dir, strict=strict)
         if input_dir is None:
             directory = self._checkpoints.directory("load_state")
             report = self._load_latest(directory, strict=strict)
@@ -258,6 +263,24 @@ class StateAPI:
         self.wait_for_checkpoint()
         source = self._store(directory).open_latest_together(directory)
         return None if source is None else self._load(source, str(source.path), strict=strict)
+
+    def _load_legacy(self, input_dir: str | os.PathLike[str] | None, *, strict: bool) -> LoadReport:
+        from .legacy_state import load_legacy
+
+        if input_dir is None:
+            raise CheckpointError(
+                "load_state(legacy=True) was given no folder",
+                fix="name the one to load: load_state(folder, ...)",
+            )
+        self._window.restart()
+        return load_legacy(
+            self._checkpoints.named(input_dir),
+            registry=self._registry,
+            strategy=self._strategy,
+            scaler=self.scaler,
+            group=process_state().collectives,
+            strict=strict,
+        )
 
     def _load(self, source: StateSource, target: str, *, strict: bool) -> LoadReport:
         state = self._run_state()
