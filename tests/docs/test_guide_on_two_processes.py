@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ SCRIPTS = {
 
 @pytest.mark.world(2)
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_the_python_of_a_page_runs_on_two_processes(pool: Any, name: str) -> None:
+def test_the_python_of_a_page_runs_on_two_processes(pool: Any, name: str, tmp_path: Path) -> None:
     code = SCRIPTS[name]
 
     def run() -> None:
         import torch
 
+        # What a guide writes; the pool goes back.
+        os.chdir(tmp_path)
         # Workers of the pool draw the same numbers, processes that are launched do not.
         torch.seed()
         # A class in a guide is looked up in its module by those who pickle it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,17 @@ class StoredTensors(Mapping[str, torch.Tensor]):
             place = self._places[carrier]
             part = self._mapped()[place.begin : place.end]
             # Bytes that carry wider types may lie where none of those may begin.
-            self._storages[carrier] = part.clone() if place.begin % self._width(carrier) else part
+            self._storages[carrier] = part.clone() if place.begin % self._widths[carrier] else part
         return self._storages[carrier]
 
-    def _width(self, carrier: str) -> int:
-        where = str(self._path)
-        users = [record for key, record in self._entry.tensors.items() if carrier in {key, record.of}]
-        return max(record.torch_dtype(where).itemsize for record in users)
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        """Return the bytes of the widest type that is looked for in each carrier."""
+        found: dict[str, int] = {}
+        for key, record in self._entry.tensors.items():
+            carrier = record.of if record.of is not None else key
+            found[carrier] = max(found.get(carrier, 1), record.torch_dtype(str(self._path)).itemsize)
+        return found
 
     def _mapped(self) -> Any:
         if self._whole is None:
