@@ -201,6 +201,10 @@ def test_a_byte_that_changed_in_the_store_is_found(store, run, s3):
             store.open(f"{run}/two")
         assert name.rpartition("/")[2] in str(caught.value)
         assert value_of(store.open_latest(run)) == 1
+        s3.pipe_file(name, b"")
+        with pytest.raises(CheckpointError):
+            store.open(f"{run}/two")
+        assert value_of(store.open_latest(run)) == 1
         s3.pipe_file(name, data)
     assert value_of(store.open_latest(run)) == 2
 
@@ -241,6 +245,9 @@ def test_a_store_that_stays_broken_is_given_up(run, proxy, tmp_path, store):
 def test_a_bucket_that_is_not_there_is_not_made(store, s3):
     with pytest.raises(CheckpointError, match="create the bucket"):
         saved(store, "s3://no-such-bucket-of-ours/run/one")
+    # Nor taken for an empty one: a run would begin anew.
+    with pytest.raises(CheckpointError, match="NoSuchBucket|bucket does not exist"):
+        store.latest("s3://no-such-bucket-of-ours/run")
     assert not s3.exists("no-such-bucket-of-ours")
     with pytest.raises(CheckpointError, match="name a folder inside it"):
         store.begin("s3://bucket")

@@ -426,6 +426,31 @@ def test_what_died_a_day_ago_is_removed(store, run, monkeypatch):
         store.remove(f"{run}/nowhere")
 
 
+def test_a_copy_of_a_folder_is_no_checkpoint_of_this_store(store, run, tmp_path):
+    with CheckpointStore().save(tmp_path / "plain") as sink:
+        sink.json("run", 1)
+    fsspec.filesystem("memory").put(str(tmp_path / "plain"), f"{run}/plain", recursive=True)
+    with pytest.raises(CheckpointError, match="copy of a folder"):
+        store.open(f"{run}/plain")
+    assert store.listed(run) == []
+
+
+def test_one_that_is_replaced_while_it_is_opened(run, tmp_path):
+    other = RemoteStore(local=tmp_path / "other")
+
+    class Late(Objects):
+        raced = False
+
+        def read(self, uri, begin, end):
+            if "commit-" in uri and not self.raced:
+                Late.raced = True
+                saved(other, f"{run}/one", 2)
+            return super().read(uri, begin, end)
+
+    saved(other, f"{run}/one", 1)
+    assert value_of(RemoteStore(local=tmp_path / "local", objects=Late()).open(f"{run}/one")) == 2
+
+
 HOSTILE = ["../evil", "/etc/passwd", "a/../../evil", "C:/evil", "a\\..\\evil"]
 
 

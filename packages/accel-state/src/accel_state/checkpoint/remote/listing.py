@@ -78,14 +78,21 @@ def spots(objects: Objects, directory: str) -> list[Spot]:
 def newest(objects: Objects, uri: str) -> Commit:
     """Return the newest commit at ``uri``; raise CheckpointError when there is none that can be read."""
     found = spot(objects, uri)
-    if not found.records:
-        what = "was not committed" if found.tokens else "does not exist"
-        raise CheckpointError(
-            f"The checkpoint {shown(uri)} {what}",
-            where=shown(uri),
-            fix="name a checkpoint, or ask for the latest() of the folder above",
-        )
-    return _readable(objects, found)
+    while found.records:
+        try:
+            return _readable(objects, found)
+        except DamagedError:
+            before, found = found, spot(objects, uri)
+            # Replaced by another run while it was read: the new one is there.
+            if before == found:
+                raise
+    what, fix = "does not exist", "name a checkpoint, or ask for the latest() of the folder above"
+    if found.tokens:
+        what = "was not committed"
+    elif any(each.name == MANIFEST for each in objects.names(uri)):
+        what = "is a copy of a folder, which was not saved here"
+        fix = "fetch it to a file system, and load it from there"
+    raise CheckpointError(f"The checkpoint {shown(uri)} {what}", where=shown(uri), fix=fix)
 
 
 def _readable(objects: Objects, found: Spot) -> Commit:

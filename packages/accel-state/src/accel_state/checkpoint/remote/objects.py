@@ -13,7 +13,7 @@ from accel_core.errors import CheckpointError, NotInstalledError, UnknownNameErr
 
 from ..address import name_of, scheme_of, shown
 from .retry import PATIENCE, persistently
-from .trouble import unreachable
+from .trouble import beyond, no_bucket, unreachable
 
 _T = TypeVar("_T")
 
@@ -45,7 +45,9 @@ class Objects:
             _forget(system)
             try:
                 entries = system.ls(path, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if no_bucket(error):
+                    raise unreachable(error, "list the folder", uri) from error
                 return []
             found = {}
             for entry in entries:
@@ -75,7 +77,12 @@ class Objects:
         """Return what there is from byte ``begin`` to ``end``; raise FileNotFoundError without an object."""
 
         def ask(system: Any, path: str) -> bytes:
-            data: bytes = system.cat_file(path, start=begin, end=end)
+            try:
+                data: bytes = system.cat_file(path, start=begin, end=end)
+            except Exception as error:
+                if beyond(error):
+                    return b""
+                raise
             return data
 
         return self._do(ask, "read", uri)

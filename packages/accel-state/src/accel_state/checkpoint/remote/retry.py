@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from accel_core.errors import NotInstalledError
+from accel_core.errors import CheckpointError, NotInstalledError
 
 from ..address import shown
 from .trouble import DamagedError, garbled, passes, unreachable
@@ -69,7 +69,7 @@ def persistently(action: Callable[[], _T], doing: str, uri: str, patience: float
     )
     try:
         return tries(action)
-    except FileNotFoundError:
+    except (FileNotFoundError, CheckpointError):
         raise
     except Exception as error:
         report = unreachable(error, doing, uri, int(tries.statistics.get("attempt_number", 1)))

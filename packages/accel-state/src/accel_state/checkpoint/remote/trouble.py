@@ -41,7 +41,7 @@ def passes(error: BaseException) -> bool:
     Rights, names and full disks do not change by waiting. What is not known to last is taken to pass: the
     errors of networks have no common class.
     """
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception) or isinstance(error, CheckpointError):
         return False
     response = _response(error)
     if response.get("Error", {}).get("Code") in _PASSING_CODES:
@@ -54,6 +54,16 @@ def passes(error: BaseException) -> bool:
     return not (isinstance(error, OSError) and error.errno in _LASTING) and not isinstance(
         error, (FileNotFoundError, PermissionError)
     )
+
+
+def no_bucket(error: BaseException) -> bool:
+    """Tell whether a store says that there is no such bucket, rather than nothing in it."""
+    return bool(_response(error).get("Error", {}).get("Code") == "NoSuchBucket")
+
+
+def beyond(error: BaseException) -> bool:
+    """Tell whether a store says that the object ends before what was asked for."""
+    return _status(error, _response(error)) == 416
 
 
 def garbled(error: BaseException | None) -> bool:
@@ -100,4 +110,4 @@ def _fix(error: BaseException) -> str:
     return "look whether the store can be reached, or give RemoteStore more patience="
 
 
-__all__ = ["DamagedError", "garbled", "passes", "unreachable"]
+__all__ = ["DamagedError", "beyond", "garbled", "no_bucket", "passes", "unreachable"]
