@@ -165,8 +165,9 @@ def api(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side with plain PyTorch and with the peer; prints ratios, judges nothing."""
-    run = (shared(), "tools/bench/run.py", "--peer", str(environments.peer(BASE)))
-    session.run(*run, *session.posargs, env=BASE, external=True)
+    for program in ("run.py", "saving.py"):
+        run = (shared(), f"tools/bench/{program}", "--peer", str(environments.peer(BASE)))
+        session.run(*run, *session.posargs, env=BASE, external=True)
 
 
 @nox.session

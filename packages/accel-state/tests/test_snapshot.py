@@ -174,13 +174,13 @@ def test_copies_made_in_inference_mode_can_be_made_again_outside(tmp_path):
     assert source.tensors("t")["a"].tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize("beside", [True, False], ids=["beside", "temporary"])
-def test_files_of_components_are_moved_in(tmp_path, beside, monkeypatch):
+@pytest.mark.parametrize("near", ["beside", "nowhere", "memory://bucket/one"])
+def test_files_of_components_are_moved_in(tmp_path, near, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", None)
     place = tmp_path / "checkpoints" / "one"
-    snapshot = SnapshotSink(near=place if beside else None)
+    snapshot = SnapshotSink(near={"beside": place, "nowhere": None}.get(near, near))
     folder = snapshot.directory("engine/zero")
     assert list(folder.iterdir()) == []
     (folder / "inner").mkdir()

@@ -16,6 +16,7 @@ from accel_core.errors import CheckpointError
 from accel_core.protocols import StateSink
 
 from . import plain_json
+from .address import is_uri
 from .files import Files, remove_tree
 from .memory import HostMemory
 from .naming import fit
@@ -32,7 +33,8 @@ class SnapshotSink:
 
     ``memory``: where the copies go; that of an earlier snapshot is used again, which ends that one.
     ``near``: a checkpoint on this machine's file systems; what components write by themselves then
-    waits beside it and is moved, not copied, by ``replay``. Otherwise it waits among temporary files.
+    waits beside it and is moved, not copied, by ``replay``. Otherwise, and where it is a URI, it waits
+    among temporary files.
     """
 
     def __init__(self, memory: HostMemory | None = None, *, near: str | Path | None = None) -> None:
@@ -143,7 +145,7 @@ class SnapshotSink:
 
     def _folder(self) -> Path:
         if self._scratch is None:
-            if self._near is None:
+            if self._near is None or is_uri(str(self._near)):
                 self._scratch = Path(tempfile.mkdtemp(prefix="accel-snapshot-"))
             else:
                 target = Path(os.path.realpath(self._near))
