@@ -79,6 +79,7 @@ def test_an_error_of_the_model_itself_stays_what_it_is(pool: Any, world: int) ->
 @pytest.mark.world(2)
 def test_a_container_can_be_copied(pool: Any, world: int) -> None:
     """What explains its failures lies beside it, since weak references are not copied."""
+
     def run() -> None:
         _, model = prepared()
         twin = copy.deepcopy(model)
