@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from accel_core.testing.standin.fixture import standin  # noqa: F401 - a fixture
+from accel_state.checkpoint import BackgroundSaver, CheckpointStore
 from accel_state.memory import find_executable_batch_size
 
 MIB = 2**20
@@ -84,3 +85,24 @@ def test_the_largest_batch_of_a_real_model_under_a_real_limit(standin):  # noqa:
     ((tried, begun_with),) = standin.run(1, run)
     assert tried == [2048, 16384, 8192, 4096, 2048]
     assert begun_with == [0] * 5
+
+
+def test_state_is_copied_out_of_it_and_saved_in_the_background(standin, tmp_path):  # noqa: F811
+    def run():
+        saver = BackgroundSaver(CheckpointStore)
+        for value in (1, 2):
+            whole = torch.full((6, 4), float(value), device="standin:1")
+            snapshot = saver.snapshot(tmp_path / "one")
+            snapshot.tensors("t", {"half": whole[3:], "whole": whole, "turned": (whole + 1).t()})
+            saver.submit(tmp_path / "one", snapshot)
+            whole.zero_()
+        saver.wait()
+        found = CheckpointStore().open(tmp_path / "one").tensors("t")
+        assert found["half"].data_ptr() == found["whole"][3:].data_ptr()
+        return {
+            name: (str(each.device), tuple(each.shape), each.unique().tolist())
+            for name, each in found.items()
+        }
+
+    half, whole, turned = ("cpu", (3, 4), [2.0]), ("cpu", (6, 4), [2.0]), ("cpu", (4, 6), [3.0])
+    assert standin.run(1, run) == [{"half": half, "whole": whole, "turned": turned}]
