@@ -38,6 +38,13 @@ class Stream(IterableDataset):
         self.position = state["position"]
 
 
+class Counting(IterableDataset):
+    """A stream that keeps no position."""
+
+    def __iter__(self):
+        return iter(range(23))
+
+
 def lists(loader):
     return [batch.tolist() for batch in loader]
 
@@ -126,6 +133,89 @@ class TestWithTorchdata:
         loader = prepare_data_loader(Own(Numbers(), batch_size=12), use_stateful_dataloader=True)
         assert isinstance(loader, Own)
         assert len(lists(loader)) == 2
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("world", [1, 2])
+    @pytest.mark.parametrize("kind", ["plain", "shuffle", "generator", "stream", "counting"])
+    def test_positions_go_through_torchdatas_state(self, kind, world, workers):
+        if workers and (world == 2 or kind in ("stream", "generator")):
+            pytest.skip("one case with worker processes of each kind of data is enough")
+
+        def make():
+            generator = torch.Generator().manual_seed(5) if kind == "generator" else None
+            data = {"stream": Stream, "counting": Counting}.get(kind, Numbers)()
+            shuffle = kind != "plain" if isinstance(data, Numbers) else None
+            loader = DataLoader(data, batch_size=3, shuffle=shuffle, generator=generator, num_workers=workers)
+            return prepare_data_loader(
+                loader, num_processes=world, process_index=world - 1, use_stateful_dataloader=True, data_seed=1
+            )
+
+        loader = make()
+        lists(loader)
+        positions, whole = [], []
+        for batch in loader:
+            positions.append(loader.position())
+            whole.append(batch.tolist())
+        following = lists(loader)
+        for done in (1, 3, len(whole)):
+            other = make()
+            other.resume_at(positions[done - 1])
+            assert other.iteration == 1
+            again = []
+            for batch in other:
+                again.append(batch.tolist())
+                third = other.position()
+            assert again == whole[done:]
+            assert lists(other) == following
+            if again:
+                assert third == third | {"epoch": 1, "ended": True}
+
+    @pytest.mark.parametrize("kind", ["shuffle", "counting"])
+    def test_on_other_ranks_positions_are_samples_of_the_whole(self, kind):
+        def make(world, rank, size):
+            data = Counting() if kind == "counting" else Numbers()
+            loader = DataLoader(data, batch_size=size, shuffle=True if kind == "shuffle" else None)
+            return prepare_data_loader(
+                loader, num_processes=world, process_index=rank, use_stateful_dataloader=True, data_seed=1
+            )
+
+        whole = [value for batch in make(1, 0, 1) for value in batch.tolist()]
+        loaders = [make(2, rank, 2) for rank in range(2)]
+        running = [iter(loader) for loader in loaders]
+        for each in (*running, *running):
+            next(each)
+        position = loaders[0].position()
+        assert position["samples"] == 8
+        assert position["loader"] is not None
+        alone = make(1, 0, 3)
+        alone.resume_at(position)
+        running = iter(alone)
+        assert [value for _ in range(2) for value in next(running).tolist()] == whole[8:14]
+        second = alone.position()
+        assert (second["samples"], second["origin"]) == (14, 8)
+        again = make(1, 0, 3)
+        again.resume_at(second)
+        assert [value for batch in again for value in batch.tolist()] == whole[14:]
+        parts = [make(4, rank, 1) for rank in range(4)]
+        for part in parts:
+            part.resume_at(second)
+        steps = zip(*map(lists, parts), strict=True)
+        assert [value for step in steps for batch in step for value in batch][:9] == whole[14:]
+
+    def test_a_position_replaces_a_loaded_state_and_the_other_way_round(self):
+        loader = prepare_data_loader(DataLoader(Numbers(), batch_size=4), use_stateful_dataloader=True)
+        whole, states = [], []
+        for batch in loader:
+            whole.append(batch.tolist())
+            states.append((loader.state_dict(), loader.position()))
+        loader.load_state_dict(states[0][0])
+        with pytest.raises(DataError, match="has not been gone on with yet"):
+            loader.position()
+        loader.resume_at(states[2][1])
+        assert lists(loader) == whole[3:]
+        loader.resume_at(states[2][1])
+        loader.load_state_dict(states[0][0])
+        assert lists(loader) == whole[1:]
 
     def test_bad_states_are_refused(self):
         loader = prepare_data_loader(DataLoader(Numbers()), use_stateful_dataloader=True)
