@@ -685,7 +685,7 @@ def test_a_missing_driver_is_named(monkeypatch):
     from fsspec.registry import known_implementations
 
     monkeypatch.setitem(known_implementations, "nowhere", {"class": "nowherefs.System", "err": "x"})
-    monkeypatch.setitem(known_implementations, "inner", {"class": "fsspec.implementations.no.System"})
+    monkeypatch.setitem(known_implementations, "inner", {"class": "fsspec.implementations.no.System", "err": "x"})
     with pytest.raises(NotInstalledError, match="pip install nowherefs"):
         store_for("nowhere://bucket/x")
     with pytest.raises(NotInstalledError, match=re.escape("pip install fsspec[inner]")):

@@ -17,12 +17,12 @@ from accel_core.protocols import StateSink
 
 from . import plain_json
 from .address import is_uri
+from .contents import plain_files
 from .files import Files, remove_tree
 from .memory import HostMemory
 from .naming import fit
 from .places import Lock, claim
 from .sharing import Plan, plan
-from .sink import plain_files
 from .trouble import explaining
 
 Tensors = dict[str, torch.Tensor]
