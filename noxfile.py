@@ -35,10 +35,14 @@ nox.options.sessions = ["lint", "types", "layers", "tests", "integration"]
 HARDWARE = ("cpu", "gpu", "mps", "hpu")
 # Suites of tests/ that have a session of their own.
 SEPARATE = ("faults", "remote", "wheels")
+LEAVES = ("preemption", "leaving", "deadline", "stop_signals", "joining")
 # Slow suites, run by ci only when the change concerns what they cover.
 SLOW = {
     "faults": (
         "packages/accel-state/src/accel_state/checkpoint/",
+        *(f"packages/accel-state/src/accel_state/{name}.py" for name in LEAVES),
+        "packages/accel-meta/src/accel/preemption_api.py",
+        "packages/accel-cli/src/accel_cli/launchers/",
         "packages/accel-core/src/",
         "tests/faults/",
     ),
