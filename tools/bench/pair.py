@@ -196,12 +196,37 @@ def stream(library: str) -> dict[str, Row]:
     return {"stream with a vote, in a step of 10 ms": per_cent(plain, prepared)}
 
 
+def stop(library: str) -> dict[str, Row]:
+    """What it costs to ask at each step whether to stop, which two ranks answer together."""
+    if library != "accel":
+        return {}
+    from accel import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+
+    def asked() -> float:
+        spent = 0.0
+        for _ in range(LONG):
+            time.sleep(STEP)
+            torch.distributed.all_reduce(torch.zeros(1))
+            start = time.perf_counter()
+            if accelerator.should_stop:
+                raise RuntimeError(str(accelerator.stop_reason))
+            spent += time.perf_counter() - start
+        return spent / LONG
+
+    asked()
+    row = {"prepared": statistics.median(asked() for _ in range(LOADER_BLOCKS)) / STEP * 100}
+    return {"should_stop, in a step of 10 ms": row}
+
+
 CASES: dict[str, Callable[[str], dict[str, Row]]] = {
     "step": step,
     "middling": middling,
     "weighted": weighted,
     "audit": audit,
     "stream": stream,
+    "stop": stop,
 }
 
 
