@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from accel_core.config import ProjectConfiguration
     from accel_core.protocols import LoadReport, Strategy
     from accel_state import ProcessState
     from accel_state.weights import Weights
 
     from .preparation import Registry
+    from .resolve import Settings
 
 
 class ModelAPI:
@@ -26,7 +26,7 @@ class ModelAPI:
     _process: ProcessState
     _registry: Registry
     _strategy: Strategy
-    project_configuration: ProjectConfiguration
+    _settings: Settings
 
     def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, torch.Tensor]:
         """Return the whole state of ``model`` by the names of the model that was prepared. Collective.
@@ -66,7 +66,7 @@ class ModelAPI:
         limit = weights.parse_size(max_shard_size)
         state = self.get_state_dict(model)
         topology = self._process.topology
-        everywhere = self.project_configuration.save_on_each_node
+        everywhere = self._settings.project.save_on_each_node
         mine = topology.local_rank == 0 if everywhere else topology.rank == 0
 
         def write() -> None:
