@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -12,25 +11,20 @@ from torch.utils.data import DataLoader, IterableDataset
 from accel_core.errors import DataError
 from accel_core.window import LoaderCursor
 
-from . import hf
 from .apart import Apart, host_states
 from .batches import BatchSamplerShard
+from .opening import Opening
 from .plan import LoaderPlan
 from .position import describe, resume
-from .progress import Pending, Run
+from .progress import Run
 from .samplers import SeedableRandomSampler, samplers_of
-from .stream import IterableDatasetShard, SkippedStream, count_rows
-from .streamstate import Snapshots, keeps_place
-from .tail import Tail
+from .stream import IterableDatasetShard, count_rows
 
 
-class PreparedLoader(DataLoader[Any]):
+class PreparedLoader(Opening):
     """A torch loader that follows a :class:`~accel_data.plan.LoaderPlan`."""
 
-    _plan: LoaderPlan
     _started: bool
-    _reader_alone: ClassVar[bool] = False
-    """Rank 0 reads for all."""
 
     @classmethod
     def rebuild(cls, loader: DataLoader[Any], plan: LoaderPlan, **replaced: Any) -> Self:
@@ -182,16 +176,8 @@ class PreparedLoader(DataLoader[Any]):
 
     # -- for the two kinds -----------------------------------------------------------------------
 
-    @property
-    def _batches(self) -> Any:
-        """What decides the batches: in bulk loading (``batch_size=None``) that is the sampler."""
-        return self.sampler if self.batch_sampler is None else self.batch_sampler
-
     def _full_length(self) -> int:
         return super().__len__()
-
-    def _ranks_per_batch(self) -> int:
-        return 1
 
     def _sampler_owner(self) -> Any:
         owner = self._batches
@@ -214,29 +200,6 @@ class PreparedLoader(DataLoader[Any]):
             # Living workers hold an older copy of the dataset; new ones get the present one.
             self._iterator = None
 
-    @property
-    def _index_sampler(self) -> Any:
-        """What torch reads indices from: the course, which can start anywhere and knows how far it is."""
-        course = self._course()
-        return self._batches if course is None else course
-
-    def _course(self) -> BatchSamplerShard | None:
-        """Return what deals out the batches of indexed data; None for streams."""
-        batches = self._batches
-        if isinstance(batches, BatchSamplerShard):
-            return batches
-        if isinstance(self.dataset, IterableDataset):
-            return None
-        course: BatchSamplerShard | None = self.__dict__.get("_own_course")
-        if course is None or course.batch_sampler is not batches:
-            course = self.__dict__["_own_course"] = BatchSamplerShard(batches)
-        return course
-
-    def _plainly_iterated(self) -> bool:
-        """Tell whether batches come as torch gives them, not through the ``__iter__`` of a user's class."""
-        own = next(cls for cls in type(self).__mro__ if "__iter__" in vars(cls) and not _is_ours(cls))
-        return own.__module__.startswith(("torch.", "torchdata."))
-
     def _finish(self, run: Run) -> None:
         """Note that an iteration is over: the next one is the next epoch, in full."""
         counter, audit = self._plan.epoch, self._plan.audit
@@ -248,94 +211,6 @@ class PreparedLoader(DataLoader[Any]):
             self._tell_all(counter.value)
         if audit is not None:
             audit.finish(partial=partial)
-
-    def _open(self, run: Run | None = None) -> tuple[Iterator[Any], Tail, int]:
-        """Start torch's own iteration; return it, what it knows of its end, and the batches to drop.
-
-        ``run``: the iteration it is for; None: the data is begun again within one.
-        """
-        course = self._course()
-        if course is None:
-            return self._open_stream(run)
-        self._set_out(course, run)
-        iterator = iter(super().__iter__())
-        if run is not None:
-            run.tail = course.tail
-        return iterator, course.tail, 0
-
-    def _set_out(self, course: BatchSamplerShard, run: Run | None) -> None:
-        """Tell ``course`` where its next walk starts."""
-        course.start, course.origin = self._plan.skip, 0
-        course.prime = course.settle = None
-        if run is None:
-            return
-        resumed = run.resumed
-        if resumed is not None and resumed.own < resumed.batches:
-            course.start, run.repeats = max(0, resumed.own - 1), resumed.own > 0
-        elif resumed is not None:
-            course.origin = resumed.samples
-        if course.reading() is not None and self._plainly_iterated():
-            course.settle = run.apart.settle
-        if run.quiet and self._plan.generator is not None and run.generator is not None:
-            course.prime = partial(self._plan.generator.set_state, run.generator)
-
-    def _open_stream(self, run: Run | None) -> tuple[Iterator[Any], Tail, int]:
-        stream, drop = self.dataset, self._plan.skip * self._ranks_per_batch()
-        resumed = None if run is None else run.resumed
-        shard = stream if isinstance(stream, IterableDatasetShard) else None
-        user: Any = getattr(stream, "unsharded", stream)
-        jumped = 0
-        if resumed is not None:
-            drop += resumed.drop
-            if resumed.state is not None:
-                jumped = int(resumed.state["batches"])
-                self._put(user, shard, resumed)
-            if resumed.skip:
-                self._leave_out(shard, resumed.skip)
-        notes = None if run is None else self._notes(user, resumed, jumped)
-        try:
-            iterator: Iterator[Any] = iter(super().__iter__())
-        finally:
-            self.__dict__["dataset"] = stream
-            if shard is not None:
-                shard.skip, shard.jump = 0, None
-        if run is not None and notes is not None:
-            run.snapshots = notes
-            iterator = notes.watch(iterator)
-        if run is not None and resumed is not None and resumed.state is not None:
-            run.after = partial(hf.forget_place, user)
-        if run is not None:
-            run.repeats = resumed is not None and 0 < resumed.own < resumed.batches
-            drop -= run.repeats
-        return iterator, Tail(), drop
-
-    def _put(self, user: Any, shard: IterableDatasetShard | None, resumed: Pending) -> None:
-        """Put the user's dataset where its own state says."""
-        state = resumed.state or {}
-        if shard is not None and state["batches"]:
-            shard.jump = state["start"], state["latest"]
-        else:
-            user.load_state_dict(state["latest"])
-
-    def _leave_out(self, shard: IterableDatasetShard | None, samples: int) -> None:
-        """Let the coming iteration of a stream start after ``samples``."""
-        # Living workers hold an older copy, and those that start now hold one that nobody else needs.
-        self._iterator = None
-        self.__dict__["_one_time"] = True
-        if shard is not None:
-            shard.skip = samples
-        else:
-            self.__dict__["dataset"] = SkippedStream(self.dataset, samples)
-
-    def _notes(self, user: Any, resumed: Pending | None, jumped: int) -> Snapshots | None:
-        """Return what notes the places of a dataset that keeps its own."""
-        if self._reader_alone or not keeps_place(self):
-            return None
-        start = None if resumed is None or resumed.state is None else resumed.state["start"]
-        try:
-            return Snapshots(user, jumped, start)
-        except Exception:  # noqa: BLE001 - it cannot say where it is yet: it is read again from the start
-            return None
 
     def _begin(self) -> Run:
         """Bring the ranks to the start of the epoch, or to where it was resumed, and return the iteration.
@@ -431,10 +306,6 @@ class PreparedLoader(DataLoader[Any]):
         if self._plan.window.tally is not None and self._plan.collectives.world_size == 1:
             cursor.measure = count_rows
         return cursor
-
-
-def _is_ours(cls: type) -> bool:
-    return issubclass(cls, PreparedLoader)
 
 
 __all__ = ["PreparedLoader"]
