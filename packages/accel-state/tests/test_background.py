@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from accel_core.errors import CheckpointError
-from accel_state import process
+from accel_state import process, rejoining
 from accel_state.checkpoint import BackgroundSaver, CheckpointStore, Files
+from accel_state.lastwords import default_store
 
 
 class Gated(Files):
@@ -260,3 +261,43 @@ def test_leaving_the_group_waits_for_the_save(pool, world, tmp_path):
 
     pool.run(world, run)
     assert values(tmp_path / "one") == {1}
+
+
+@pytest.mark.world(2)
+def test_a_group_that_is_made_anew_is_taken_up(pool, world, tmp_path):
+    """What a search for a batch size that fits does: it leaves the group and meets again."""
+
+    def run():
+        state = process.start()
+        saver = saver_of(state.collectives)
+        store = default_store()
+        submit(saver, tmp_path / "one", 1)
+        rejoining.leave(state)
+        rejoining.rejoin(state, store, "again")
+        submit(saver, tmp_path / "two", 2)
+        saver.wait()
+
+    pool.run(world, run)
+    assert [values(tmp_path / name) for name in ("one", "two")] == [{1}, {2}]
+
+
+@pytest.mark.world(2)
+def test_a_rank_that_is_killed_is_heard_of(pool, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "grace", 5)
+
+    def run():
+        saver = saver_of(process.start().collectives)
+        submit(saver, tmp_path / "one", 1)
+        saver.wait()
+        snapshot = saver.snapshot(tmp_path / "two")
+        if saver.group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        saver.submit(tmp_path / "two", snapshot)
+        raise boundary(saver)[1]
+
+    failures = pool.failures(world, run)
+    assert isinstance(failures[0], CheckpointError)
+    assert "two was not saved in the background" in failures[0].what
+    assert "lost a rank" in failures[0].what
+    assert failures[0].where.startswith("rank 0 of 2")
+    assert CheckpointStore().latest(tmp_path) == str(tmp_path / "one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -88,6 +89,8 @@ class Flight:
     # -- in the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # Whoever starts a thread goes on when the thread lets go of the interpreter, which takes it 5 ms.
+        time.sleep(0.001)
         try:
             try:
                 self._save()
