@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .operations import send_to_device as send_to_device
     from .operations import slice_tensors as slice_tensors
     from .operations import wait_for_everyone as wait_for_everyone
+    from .preemption import PreemptionGuard as PreemptionGuard
     from .process import ProcessState as ProcessState
     from .random import set_seed as set_seed
     from .random import synchronize_rng_state as synchronize_rng_state
@@ -57,6 +58,7 @@ _NAMES = {
     "GradientState": ".gradient_state",
     "NotATensorError": ".operations.walking",
     "PartialState": ".state",
+    "PreemptionGuard": ".preemption",
     "ProcessState": ".process",
     "TensorInformation": ".operations.walking",
     "TorchCollectives": ".collectives",

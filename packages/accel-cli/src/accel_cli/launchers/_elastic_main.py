@@ -106,7 +106,8 @@ def exit_code(code: int) -> int:
 def describe(error: ChildFailedError, *, log_dir: str | None) -> str:
     """Return which ranks failed and how, the first one first, and where to look."""
     first = first_failure(error)
-    if error.failures[first].exitcode == REQUEUE:
+    codes = {each.exitcode for each in error.failures.values()}
+    if REQUEUE in codes <= {REQUEUE, -signal.SIGTERM}:
         return f"accel launch: {_LEFT}"
     others = [
         rank for rank in error.failures if rank != first and error.failures[rank].exitcode != -signal.SIGTERM
