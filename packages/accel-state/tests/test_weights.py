@@ -65,7 +65,10 @@ def test_what_is_saved_is_read(tmp_path, safe, size, count):
     expected = single if count == 1 else [*several, f"{stem}{ending}.index.json"]
     assert [path.name for path in written] == expected
     assert names(tmp_path) == sorted(expected)
-    other.load_state_dict(weights.read(tmp_path))
+    found = weights.read(tmp_path)
+    assert "embed.weight" in found
+    assert repr(found) == f"<Weights, 7 tensors in {count} files>"
+    other.load_state_dict(found)
     same(other.state_dict(), model.state_dict())
 
 
@@ -473,6 +476,40 @@ def test_what_is_no_state_dict(tmp_path, content):
 def test_old_files_of_torch_are_read(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert weights.read(tmp_path)["a"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="is no (file|index)"):
+        weights.read(tmp_path)
+
+
+def test_several_processes_may_write_the_same_folder(tmp_path):
+    """As with save_on_each_node on a file system that the machines share: all write the same."""
+    state = random().state_dict()
+
+    class Meeting(Files):
+        """Let another save run from beginning to end before the first operation that changes names."""
+
+        met = False
+
+        def replace(self, old, new):
+            if not self.met:
+                self.met = True
+                weights.save(state, tmp_path, max_shard_size=70)
+            super().replace(old, new)
+
+        def remove(self, path):
+            if "accel-" not in path.name:
+                Path(path).unlink(missing_ok=True)  # the other one was faster
+            super().remove(path)
+
+    weights.save(random(1).state_dict(), tmp_path, max_shard_size=30)
+    weights.save(state, tmp_path, max_shard_size=70, files=Meeting())
+    found = weights.read(tmp_path)
+    assert all(found[name].equal(state[name]) for name in state)
+    assert len(names(tmp_path)) == 3
 
 
 def test_a_folder_without_weights(tmp_path):

@@ -87,8 +87,9 @@ def _folder(files: Files, directory: Path) -> Path:
                 files.make_folder(each)
             files.sync_folder(each.parent)
         for old in folder.iterdir():
-            if _TEMPORARY.fullmatch(old.name) and time.time() - old.lstat().st_mtime > STALE_AFTER:
-                files.remove(old)
+            with suppress(FileNotFoundError):
+                if _TEMPORARY.fullmatch(old.name) and time.time() - old.lstat().st_mtime > STALE_AFTER:
+                    files.remove(old)
     return folder
 
 
@@ -109,7 +110,7 @@ def _publish(files: Files, folder: Path, pending: Mapping[str, Path], family: Fa
     index = folder / family.index
     if index.exists() and any((folder / name).exists() for name in pending if family.is_shard(name)):
         # It leads to files that are replaced one after the other: until the last, nothing may lead to them.
-        files.remove(index)
+        _remove(files, index)
         files.sync_folder(folder)
     for name, path in pending.items():
         if name == family.index:
@@ -124,9 +125,15 @@ def _publish(files: Files, folder: Path, pending: Mapping[str, Path], family: Fa
         if each.name not in pending and any(other.owns(each.name) for other in hiding)
     ]
     for each in stale:
-        files.remove(each)
+        _remove(files, each)
     if stale:
         files.sync_folder(folder)
+
+
+def _remove(files: Files, path: Path) -> None:
+    # With save_on_each_node on one file system, another process does the same.
+    with suppress(FileNotFoundError):
+        files.remove(path)
 
 
 __all__ = ["save"]
