@@ -607,6 +607,22 @@ def test_an_error_on_one_rank_fails_all_and_leaves_nothing(pool, tmp_path, when)
 
 
 @pytest.mark.world(2)
+def test_a_save_that_one_rank_cannot_begin_leaves_nothing(pool, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def begin():
+        rank = process.start().collectives.rank
+        local = tmp_path / ("file" if rank else "local")
+        RemoteStore(process.start().collectives, local=local).begin(f"file://{tmp_path}/run/one")
+
+    failures = pool.failures(2, begin)
+    assert all("File exists" in str(each) for each in failures), failures
+    assert "Rank 1 could not begin to save" in str(failures[0])
+    assert rooms(tmp_path) == []
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.world(2)
 def test_a_rank_that_takes_long_keeps_nobody_waiting_for_one_message(pool, tmp_path):
     def save():
         from accel_state.checkpoint.remote import waiting
@@ -685,7 +701,9 @@ def test_a_missing_driver_is_named(monkeypatch):
     from fsspec.registry import known_implementations
 
     monkeypatch.setitem(known_implementations, "nowhere", {"class": "nowherefs.System", "err": "x"})
-    monkeypatch.setitem(known_implementations, "inner", {"class": "fsspec.implementations.no.System", "err": "x"})
+    monkeypatch.setitem(
+        known_implementations, "inner", {"class": "fsspec.implementations.no.System", "err": "x"}
+    )
     with pytest.raises(NotInstalledError, match="pip install nowherefs"):
         store_for("nowhere://bucket/x")
     with pytest.raises(NotInstalledError, match=re.escape("pip install fsspec[inner]")):

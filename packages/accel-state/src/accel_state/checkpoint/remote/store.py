@@ -102,7 +102,12 @@ class RemoteStore:
         token = together(self.group, prepare, "begin to save")[0]
         assert token is not None
         made: list[RemoteSink] = []
-        together(self.group, lambda: made.append(self._room(uri, token, step)), "begin to save")
+        try:
+            together(self.group, lambda: made.append(self._room(uri, token, step)), "begin to save")
+        except BaseException:
+            for sink in made:
+                sink.release()
+            raise
         return made[0]
 
     def commit(self, sink: StateSink) -> None:
