@@ -672,6 +672,19 @@ def test_paths_and_schemes_lead_to_their_stores(tmp_path, monkeypatch):
     assert store_for("x", group).group is group
 
 
+def test_what_a_save_would_replace(store, run, tmp_path, monkeypatch):
+    assert not resolve.taken(tmp_path / "x")
+    (tmp_path / "x").mkdir()
+    assert resolve.taken(tmp_path / "x", LonelyCollectives())
+    assert not resolve.taken(f"{run}/one")
+    saved(store, f"{run}/one")
+    assert resolve.taken(f"{run}/one/")
+    # A store of a third party has what the protocol asks for.
+    monkeypatch.delattr(RemoteStore, "exists")
+    assert resolve.taken(f"{run}/one/")
+    assert not resolve.taken(f"{run}/two")
+
+
 def test_a_third_party_offers_a_scheme(monkeypatch):
     class Own:
         def __init__(self, group):

@@ -8,7 +8,8 @@ from accel_core import plugins
 from accel_core.errors import CheckpointError, UnknownNameError
 from accel_core.protocols import CheckpointIO, Collectives, LonelyCollectives
 
-from .address import child, is_uri, mangled, scheme_of
+from .address import child, is_uri, mangled, normal, parent, scheme_of
+from .agreement import together
 
 _LOCAL = "local"
 _REMOTE = "fsspec"
@@ -26,6 +27,25 @@ def store_for(path: str | os.PathLike[str], group: Collectives | None = None) ->
     own = group if group is not None else LonelyCollectives()
     store: CheckpointIO = plugins.find(plugins.CHECKPOINTS, _name(os.fspath(path)))(own)
     return store
+
+
+def taken(path: str | os.PathLike[str], group: Collectives | None = None) -> bool:
+    """Tell whether a save to ``path`` would replace something, as rank 0 of ``group`` sees it. Collective.
+
+    On a file system anything of that name counts, in other stores committed checkpoints do.
+    """
+    own, text = group if group is not None else LonelyCollectives(), os.fspath(path)
+    return together(own, lambda: own.rank == 0 and _there(text), "look for the checkpoint")[0]
+
+
+def _there(path: str) -> bool:
+    if not is_uri(path):
+        return os.path.lexists(path)
+    store, uri = store_for(path), normal(path)
+    exists = getattr(store, "exists", None)
+    if exists is not None:
+        return bool(exists(uri))
+    return uri in map(normal, store.listed(parent(uri)))
 
 
 def _name(path: str) -> str:
@@ -62,4 +82,4 @@ def _check_driver(uri: str) -> None:
     check_driver(scheme_of(uri))
 
 
-__all__ = ["child", "is_uri", "store_for"]
+__all__ = ["child", "is_uri", "store_for", "taken"]

@@ -233,6 +233,10 @@ class RemoteStore:
                 _skipped(path, error)
         return None
 
+    def exists(self, path: str) -> bool:
+        """Tell whether a committed checkpoint is at ``path``, damaged or not."""
+        return bool(spot(self._objects, normal(path)).records)
+
     def close(self) -> None:
         """Let go of what ``latest`` fetched and nobody opened."""
         self._kept = None
