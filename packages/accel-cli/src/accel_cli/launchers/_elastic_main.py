@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     told = Told(_grace(mode), quiet="--quiet" in mode)
     # Where torch's agent looks for the class of its workers.
     shown: Any = vars(multiprocessing)
-    shown["SubprocessContext"] = watched(told, shown["SubprocessContext"], ChildFailedError, _first_sentence)
+    shown["SubprocessContext"] = watched(
+        told, shown["SubprocessContext"], ChildFailedError, SignalException, _first_sentence
+    )
     told.listen()
     if "--debug" not in mode:
         # Its log of a failure says in twenty lines what `describe` says in two.

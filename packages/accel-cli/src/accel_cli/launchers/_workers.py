@@ -17,6 +17,8 @@ REQUEUE = 75
 """EX_TEMPFAIL of sysexits.h: the exit code of a worker that has saved, and wants to be started again."""
 LAUNCHER = "ACCEL_LAUNCHER_PID"
 """Where workers find this process, to tell it that their time is over."""
+_SURVIVORS = 10
+"""Seconds that workers get to end when another has failed and all are to be started again."""
 _LAST = 1
 """Seconds between the SIGTERM and the SIGKILL of a worker that has had its time."""
 
@@ -83,11 +85,12 @@ class Told:
         return [handler for handler in self._handlers() if handler.proc.poll() is None]
 
 
-def watched(told: Told, context: Any, failed: Any, sentence: Any) -> Any:
+def watched(told: Told, context: Any, failed: Any, stopped: Any, sentence: Any) -> Any:
     """Return torch's ``SubprocessContext`` made to regard what ``told`` knows.
 
-    ``failed``: torch's ChildFailedError, which ends the launcher instead of another attempt. ``sentence``:
-    what it says of a failure.
+    ``failed``: torch's ChildFailedError, which ends the launcher instead of another attempt. ``stopped``:
+    its SignalException, which is on the way while it ends workers for a signal. ``sentence``: what is said
+    of a failure.
     """
 
     class Workers(context):  # type: ignore[misc]
@@ -108,17 +111,21 @@ def watched(told: Told, context: Any, failed: Any, sentence: Any) -> Any:
 
         def close(self, death_sig: Any = None, timeout: float = 30) -> None:
             running = None in told.codes()
-            if death_sig is not None and running and self.entrypoint == sys.executable:
+            # Torch also ends workers so that those of a machine that came back can join.
+            signalled = running and isinstance(sys.exc_info()[1], stopped)
+            if signalled and self.entrypoint == sys.executable:
                 told.tell(death_sig)
                 told.linger()
                 told.end_others()
                 timeout = _LAST
-            elif death_sig is not None and running:
+            elif signalled:
                 # A shell in between would end, and leave the script alone: all of its group is told.
                 told.stop, timeout = True, told.grace
             elif REQUEUE in told.codes():
                 told.linger()
-            # Without a signal some worker has failed, and torch ends the others.
+            elif death_sig is not None or _attempts_left(self.envs[0]):
+                # Some worker has failed, and torch ends the others, which may hang for want of it.
+                timeout = min(timeout, told.grace, _SURVIVORS)
             super().close(death_sig, timeout)
 
     return Workers
@@ -149,9 +156,13 @@ def free_port() -> int:
 
 
 def _say_again(told: Told, sentence: str, environ: Any) -> None:
-    attempt, most = int(environ["TORCHELASTIC_RESTART_COUNT"]), int(environ["TORCHELASTIC_MAX_RESTARTS"])
-    if attempt < most:
-        told.say(f"{sentence} All processes are started again ({attempt + 1} of {most}).")
+    left, most = _attempts_left(environ), environ["TORCHELASTIC_MAX_RESTARTS"]
+    if left:
+        told.say(f"{sentence} All processes are started again ({int(most) - left + 1} of {most}).")
+
+
+def _attempts_left(environ: Any) -> int:
+    return int(environ["TORCHELASTIC_MAX_RESTARTS"]) - int(environ["TORCHELASTIC_RESTART_COUNT"])
 
 
 __all__ = ["LAUNCHER", "REQUEUE", "Told", "free_port", "watched"]
