@@ -133,9 +133,11 @@ def test_on_as_many_ranks_nothing_differs(pool: Any, kind: str, options: State, 
     for stop in (3, 5) if kind.startswith("own") else (3,):
         whole = pool.run(2, walk, kind, options, workers, None, stop)
         assert whole[0]["saved"]["position"]["batches"] == stop
-        rest = pool.run(2, walk, kind, options, workers, [each["saved"] for each in whole])
-        for before, after in zip(whole, rest, strict=True):
+        rest = pool.run(2, walk, kind, options, workers, [each["saved"] for each in whole], 1)
+        last = pool.run(2, walk, kind, options, workers, [each["saved"] for each in rest])
+        for before, after, again in zip(whole, rest, last, strict=True):
             assert after["seen"] == before["seen"][stop:]
+            assert again["seen"] == before["seen"][stop + 1 :]
 
 
 @pytest.mark.world(2, 4)

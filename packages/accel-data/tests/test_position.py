@@ -230,14 +230,22 @@ def test_on_other_ranks_the_samples_go_on_in_the_same_global_order(
     assert seen == expected
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("data", ["indexed", "stream", "split", "batches"])
-@pytest.mark.parametrize("persistent", [False, True])
-def test_with_workers(workers, world, data, persistent):
-    if persistent and (not workers or data in ("split", "batches")):
-        pytest.skip("nothing to keep, or nothing new")
-
+@pytest.mark.parametrize(
+    ("data", "workers", "persistent"),
+    [
+        ("indexed", 0, False),
+        ("indexed", 2, False),
+        ("indexed", 2, True),
+        ("stream", 0, False),
+        ("stream", 2, False),
+        ("stream", 2, True),
+        ("split", 2, False),
+        ("batches", 0, False),
+        ("batches", 2, False),
+    ],
+)
+def test_with_workers(world, data, workers, persistent):
     def make():
         dataset = {"stream": Stream, "split": SplitStream}.get(data, Numbers)(23)
         more = {"num_workers": workers, "persistent_workers": persistent}
@@ -301,8 +309,8 @@ class TestWhere:
 
     def test_after_a_break_the_next_epoch_follows(self):
         loader, window = self.loader()
-        for batch in loader:
-            inside = loader.position()
+        for number in loader:
+            batch, inside = number, loader.position()
             break
         after = loader.position()
         assert (inside["epoch"], inside["samples"]) == (0, 3)
@@ -407,16 +415,16 @@ class NoisySampler(Walked):
         return iter(order)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["indexed", "noisy", "sampler", "stream", "generator", "distributed"])
-@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "workers", "persistent"),
+    [
+        *[(kind, 0, False) for kind in ("indexed", "noisy", "sampler", "stream", "generator", "distributed")],
+        *[(kind, 2, False) for kind in ("indexed", "sampler", "generator")],
+        ("stream", 1, False),
+        *[(kind, 2, True) for kind in ("indexed", "generator")],
+    ],
+)
 def test_random_numbers_are_those_of_the_run_that_went_on(kind, workers, persistent):
-    if (kind == "noisy" and workers) or (persistent and not workers):
-        pytest.skip("worker processes have generators of their own")
-    if kind == "stream" and workers:
-        workers = 1
-    if persistent and kind in ("stream", "sampler"):
-        pytest.skip("worker processes keep their generators from epoch to epoch")
     before = host_states()
 
     def make():
@@ -506,7 +514,7 @@ class TestStreamsWithAPlaceOfTheirOwn:
         assert epoch(skip_first_batches(loader, 2), window)[0] == whole[2:]
 
     @pytest.mark.parametrize("buffer", [0, 16])
-    @pytest.mark.parametrize("shards", [1, 3])
+    @pytest.mark.parametrize("shards", [1, 2])
     def test_streams_of_datasets(self, buffer, shards):
         datasets = pytest.importorskip("datasets")
 
@@ -538,6 +546,13 @@ class TestRefusals:
     def saved(self, make, stop=2, world=1, **kwargs):
         loader, window = simulated(make, world, **kwargs)[0]
         return epoch(loader, window, stop)[1]
+
+    def told(self, loader):
+        # Without a traceback, which would keep worker processes.
+        try:
+            return list(loader)
+        except (DataError, RuntimeError) as error:
+            return str(error)
 
     @pytest.mark.parametrize("wrong", [{}, {"epoch": 1}, None])
     def test_something_else(self, wrong):
@@ -591,8 +606,7 @@ class TestRefusals:
         position = self.saved(lambda: DataLoader(SplitStream(60), batch_size=2))
         other, _ = simulated(make, 2)[0]
         other.resume_at(position)
-        with pytest.raises((DataError, RuntimeError), match="each worker process reads a part"):
-            list(other)
+        assert "each worker process reads a part of the stream" in self.told(other)
 
     def test_streams_that_workers_read_in_turn_are_elastic(self):
         make = lambda: DataLoader(Stream(41), batch_size=2, num_workers=2)  # noqa: E731

@@ -247,8 +247,8 @@ class PreparedLoader(Opening):
             resumed = resumed.from_start()
         run = Run(counter.value, resumed, plan.skip)
         if resumed is not None:
-            run.first += resumed.batches
-            run.origin = resumed.origin
+            run.first += resumed.batches if resumed.same else 0
+            run.origin = resumed.origin if resumed.same else resumed.samples
         if resumed is None or not resumed.ended:
             run.quiet, counter.quiet = counter.quiet, False
             run.reused = run.quiet or (self.persistent_workers and self._iterator is not None)

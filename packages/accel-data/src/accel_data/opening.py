@@ -76,8 +76,9 @@ class Opening(DataLoader[Any]):
         if run is None:
             return
         resumed = run.resumed
-        if resumed is not None and resumed.own < resumed.batches:
-            course.start, run.repeats = max(0, resumed.own - 1), resumed.own > 0
+        if resumed is not None and resumed.same:
+            course.origin = resumed.origin
+            course.start += resumed.own - self._reread(run, resumed)
         elif resumed is not None:
             course.origin = resumed.samples
         if course.reading() is not None and self._plainly_iterated():
@@ -110,10 +111,15 @@ class Opening(DataLoader[Any]):
             iterator = notes.watch(iterator)
         if run is not None and resumed is not None and resumed.state is not None:
             run.after = partial(hf.forget_place, user)
-        if run is not None:
-            run.repeats = resumed is not None and 0 < resumed.own < resumed.batches
-            drop -= run.repeats
+        if run is not None and resumed is not None:
+            drop -= self._reread(run, resumed)
         return iterator, Tail(), drop
+
+    def _reread(self, run: Run, resumed: Pending) -> int:
+        """Return 1 where this rank must read its last batch again, to repeat it if it has no other."""
+        run.repeats = run.policy == "pad_masked" and resumed.same and resumed.own > 0
+        run.walked += run.repeats
+        return int(run.repeats)
 
     def _put(self, user: Any, shard: IterableDatasetShard | None, resumed: Pending) -> None:
         """Put the user's dataset where its own state says."""

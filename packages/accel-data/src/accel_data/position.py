@@ -105,6 +105,9 @@ def _check_sayable(loader: Any, run: Run) -> None:
 
 def _own(loader: Any, run: Run) -> int:
     """Return how many of the steps this rank had a batch of its own for."""
+    before = run.resumed
+    if before is not None and before.own < before.batches:
+        return before.own
     return min(run.steps, run.known.get(loader._plan.collectives.rank, run.steps))
 
 

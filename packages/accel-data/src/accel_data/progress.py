@@ -91,8 +91,10 @@ class Run:
     snapshots: Snapshots | None = None
     latest: Any = None
     """Torchdata's state after the batch in hand."""
+    policy: str | None = None
+    """What happens where ranks end at different steps, if they could."""
     repeats: bool = False
-    """This rank had ended already: its last batch is read again first, to be repeated."""
+    """This rank's last batch is read again first: if there are no others, it is repeated."""
     after: Callable[[], object] | None = None
     """Called when the first batch was read."""
 

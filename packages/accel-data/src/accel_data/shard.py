@@ -83,6 +83,7 @@ class DataLoaderShard(PreparedLoader):
             chosen = policy(self)
             if chosen is not None and self._known_equal():
                 chosen = None
+            run.policy = chosen
             iterator, tail, drop = self._open(run)
             if self._plan.audit is not None:
                 iterator = self._plan.audit.watch(iterator, self, tail, run.epoch)

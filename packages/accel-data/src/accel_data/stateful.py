@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -154,9 +155,6 @@ class StatefulDataLoaderShard(DataLoaderShard):
         run = super()._make_run()
         if run.resumed is None:
             run.first += self._done
-        elif not run.resumed.same:
-            # Torchdata counts from where the iteration starts here.
-            run.first, run.origin = 0, run.resumed.samples
         return run
 
     def _course(self) -> BatchSamplerShard | None:
@@ -175,9 +173,9 @@ class StatefulDataLoaderShard(DataLoaderShard):
         if run is not None and run.resumed is not None and run.resumed.loader is not None:
             loader: Any = super()
             loader.load_state_dict(run.resumed.loader)
-            self._done = run.resumed.own = run.resumed.batches
-            run.resumed.drop = 0
-            run.resumed.samples = run.resumed.origin
+            self._done = run.resumed.batches
+            # Torchdata leaves them out itself.
+            run.resumed = replace(run.resumed, batches=0, own=0, drop=0)
         if run is not None:
             run.walked = self._done
         if run is not None and run.generator is not None:
