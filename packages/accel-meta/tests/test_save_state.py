@@ -193,16 +193,16 @@ def test_automatic_names_count_and_old_ones_go_after_the_commit(tmp_path):
     assert run[0].save_iteration == 4
 
 
-def test_numbers_go_on_after_the_checkpoint_that_was_loaded(tmp_path):
+def test_numbers_go_on_after_all_that_are_there(tmp_path):
     run = setup(tmp_path)
     for _ in range(3):
         run[0].save_state()
     run = setup(tmp_path)
     run[0].load_state(tmp_path / "checkpoints" / "checkpoint_1")
-    with pytest.raises(CheckpointError, match="checkpoint_2 is there already"):
-        run[0].save_state()
-    run[0].resume()
     assert run[0].save_state().endswith("checkpoint_3")
+    run = setup(tmp_path)
+    run[0].resume()
+    assert run[0].save_state().endswith("checkpoint_4")
 
 
 def test_a_new_run_does_not_write_over_an_old_one(tmp_path):
@@ -223,7 +223,6 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog):
     for _ in range(2):
         step(*run)
         run[0].save_state()
-    wanted = torch.load  # nothing is unpickled on the way
     file = tmp_path / "checkpoints" / "checkpoint_1" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
@@ -231,8 +230,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog):
     run = setup(tmp_path, seed=2)
     run[0].resume()
     assert "checkpoint_1 is damaged" in caplog.text
-    assert run[0].save_iteration == 1
-    assert torch.load is wanted
+    assert run[0].save_state().endswith("checkpoint_2")
 
 
 # -- registered objects ----------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from accel_core.errors import CapabilityError, CheckpointError, ConfigError, Fault
 from accel_core.logging import get_logger
-from accel_state.checkpoint import address
+from accel_state.checkpoint import address, resolve
+from accel_state.checkpoint.agreement import together
 from accel_state.process import start as process_state
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Places:
         return address.child(self.named(self._project.project_dir), _FOLDER)
 
     def next(self, output_dir: str | os.PathLike[str] | None) -> tuple[str, bool]:
-        """Return where the next checkpoint goes, and whether its name was chosen here.
+        """Return where the next checkpoint goes, and whether its name was chosen here. Collective.
 
         Raises CheckpointError when a checkpoint of that number is there: it is of a run that this one does
         not continue.
@@ -55,7 +56,7 @@ class Places:
         target = address.child(self.directory("save_state"), f"checkpoint_{project.iteration}")
         if output_dir is not None:
             logger.warning("automatic_checkpoint_naming chooses %s; %s is not used", target, output_dir)
-        if not address.is_uri(target) and os.path.lexists(target):
+        if resolve.taken(target, process_state().collectives):
             raise CheckpointError(
                 f"The checkpoint {target} is there already: this run did not continue it",
                 where=f"ProjectConfiguration(iteration={project.iteration})",
@@ -74,17 +75,34 @@ class Places:
         if automatic:
             self._project.iteration += 1
 
-    def loaded(self, path: str) -> None:
-        """Note which checkpoint the run goes on from: the next one has the number after it."""
-        found = _NUMBERED.fullmatch(address.name_of(path) if address.is_uri(path) else Path(path).name)
-        if found is not None:
-            self._project.iteration = int(found[1]) + 1
+    def loaded(self, path: str, store: Any) -> None:
+        """Note which checkpoint the run goes on from. Collective.
+
+        The next one has the number after all that are there, those that were skipped as damaged and those
+        that are newer than what was loaded too: nothing is written over, and the newest is the newest.
+        """
+        if _NUMBERED.fullmatch(_last(path)) is None:
+            return
+        group = process_state().collectives
+        above = address.parent(path) if address.is_uri(path) else str(Path(path).parent)
+
+        def highest() -> int:
+            names = [_last(str(each.path)) for each in store.look(above)] if group.rank == 0 else []
+            return max(
+                int(found[1]) for name in (*names, _last(path)) if (found := _NUMBERED.fullmatch(name))
+            )
+
+        self._project.iteration = together(group, highest, "list the checkpoints")[0] + 1
 
     def rotate(self, store: Any) -> None:
         """Remove what is more than ``total_limit``, on one rank."""
         limit = self._project.total_limit
         if limit is not None and process_state().topology.rank == 0:
             store.rotate(self.directory("save_state"), limit)
+
+
+def _last(path: str) -> str:
+    return address.name_of(path) if address.is_uri(path) else Path(path).name
 
 
 __all__ = ["Places"]

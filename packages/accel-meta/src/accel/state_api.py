@@ -155,12 +155,14 @@ class StateAPI:
     def _save_now(
         self, state: RunState, ranks: list[Any], target: str, step: int, finish: Callable[[Any], None]
     ) -> None:
+        from accel_state.checkpoint.agreement import together
+
         store = self._store(target)
         with store.save(target, step=step) as sink:
             if self._save_hooks:
                 state.external = self._call_save_hooks(str(sink.folder))
             state.save(sink, ranks)
-        finish(store)
+        together(process_state().collectives, lambda: finish(store), "remove older checkpoints")
 
     def _save_later(
         self, state: RunState, ranks: list[Any], target: str, step: int, finish: Callable[[Any], None]
@@ -244,7 +246,8 @@ class StateAPI:
             return report
         self.wait_for_checkpoint()
         target = self._checkpoints.named(input_dir)
-        return self._load(self._store(target).open_together(target), target, strict=strict)
+        store = self._store(target)
+        return self._load(store, store.open_together(target), target, strict=strict)
 
     def resume(
         self, directory: str | os.PathLike[str] | None = None, *, strict: bool = True
@@ -261,8 +264,9 @@ class StateAPI:
 
     def _load_latest(self, directory: str, *, strict: bool) -> LoadReport | None:
         self.wait_for_checkpoint()
-        source = self._store(directory).open_latest_together(directory)
-        return None if source is None else self._load(source, str(source.path), strict=strict)
+        store = self._store(directory)
+        source = store.open_latest_together(directory)
+        return None if source is None else self._load(store, source, str(source.path), strict=strict)
 
     def _load_legacy(self, input_dir: str | os.PathLike[str] | None, *, strict: bool) -> LoadReport:
         from .legacy_state import load_legacy
@@ -282,16 +286,18 @@ class StateAPI:
             strict=strict,
         )
 
-    def _load(self, source: StateSource, target: str, *, strict: bool) -> LoadReport:
+    def _load(self, store: Any, source: StateSource, target: str, *, strict: bool) -> LoadReport:
         state = self._run_state()
         if self._load_hooks:
             left = list(self._registry.models)
+            local = getattr(source, "local", None)
+            folder = target if local is None else str(local())
             for hook in tuple(self._load_hooks.values()):
-                hook(left, target)
+                hook(left, folder)
             kept = {id(model) for model in left}
             state.external = tuple(unit.name for unit in self._registry.units if id(unit.model) not in kept)
         report = state.load(source, strict=strict)
-        self._checkpoints.loaded(target)
+        self._checkpoints.loaded(target, store)
         logger.info("Going on from %s, after update %s", target, state.step)
         return report
 
