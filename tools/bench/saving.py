@@ -45,8 +45,8 @@ HELD, PEAK = "save in the background, program held up", "memory on top during a 
 CHECK = "look for a failed save, none in flight"
 PLAIN = {
     SAVE: "one safetensors file, fsync",
-    WARM: "read it all, copy the model",
-    COLD: "read it all, copy the model",
+    WARM: "read it into memory",
+    COLD: "read it into memory",
     HELD: "copy the state in memory",
     FIRST: "clone the state",
 }
@@ -164,20 +164,17 @@ def measured(library: str, place: Path, mib: int) -> dict[str, Row]:
 
     def load_bare() -> None:
         for name, value in load_file(bare).items():
-            if MOMENT in name:
-                value.sum()
-            else:
-                live[name].copy_(value)
+            live[name].copy_(value)
 
     def save() -> None:
         accelerator.save_state(str(ours))
 
     def load() -> None:
         accelerator.load_state(str(ours))
-        # Moments may only have been mapped: this reads them, in the bare load too.
+        # The optimizer may only have mapped its moments: they are taken to memory here, as in the bare load.
         for name, value in state_of(*raw).items():
             if MOMENT in name:
-                value.sum()
+                live[name].copy_(value)
 
     rows: dict[str, Row] = {}
     if "block" in inspect.signature(accelerator.save_state).parameters:

@@ -12,6 +12,7 @@ import torch
 from accel_core.errors import CheckpointError
 from accel_state import process, rejoining
 from accel_state.checkpoint import BackgroundSaver, CheckpointStore, Files
+from accel_state.checkpoint.hashing import digest, written
 from accel_state.lastwords import default_store
 
 
@@ -172,6 +173,15 @@ def test_memory_is_kept_until_it_is_freed(tmp_path):
     assert saver._memory.nbytes == 4000
     saver.free()
     assert saver._memory.nbytes == 0
+
+
+def test_the_hash_is_of_the_bytes_in_their_order(tmp_path):
+    """Large pieces are hashed a little behind the writing, small ones at once."""
+    sizes = [10, 300_000, 5, 1_000_000, 400_000, 300_000, 7, 0, 500_000]
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
+    size, found = written(Files(), tmp_path / "x", iter(map(memoryview, pieces)))
+    assert (size, found) == (sum(sizes), digest(b"".join(pieces)))
+    assert (tmp_path / "x").read_bytes() == b"".join(pieces)
 
 
 # -- several ---------------------------------------------------------------------------------------

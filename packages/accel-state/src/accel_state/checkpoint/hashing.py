@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
 from accel_core.errors import CheckpointError
 
-from .files import Files, open_to_read, write_all
+from .files import Files, hasten, open_to_read, write_all
 from .trouble import explaining
 
 ALGORITHM = "xxh3_128-64MiB"
@@ -29,6 +31,8 @@ PIECE = 8 << 20
 """Bytes that are written and hashed at a time."""
 _INLINE = 256 << 10
 """Below this many bytes, handing them to another thread costs more than it saves."""
+_MOST_BEHIND = 2
+"""Pieces that wait to be hashed while the next ones are written; a copy from a device is held that long."""
 _BUFFER = 1 << 20
 
 
@@ -92,32 +96,37 @@ def written(files: Files, path: Path, pieces: Iterable[memoryview]) -> tuple[int
         file = files.create(path)
         try:
             with ThreadPoolExecutor(1, "accel-hash") as beside:
+                behind: deque[Future[None]] = deque()
                 for piece in pieces:
-                    _put(files, file, piece, result, beside)
+                    _take_in(result, piece, beside, behind)
+                    write_all(files, file, piece)
+                    if len(piece) > _INLINE:
+                        hasten(file, size, len(piece))
                     size += len(piece)
+                _catch_up(behind, 0)
             files.sync(file)
         finally:
             os.close(file)
     return size, result.hexdigest()
 
 
-def _put(files: Files, file: int, piece: memoryview, result: Hasher, beside: ThreadPoolExecutor) -> None:
-    if len(piece) <= _INLINE:
-        result.update(piece)
-        write_all(files, file, piece)
-        return
-    try:
-        hashed: Future[None] = beside.submit(result.update, piece)
-    except RuntimeError:
-        # The interpreter ends, and starts no threads any more; a save in the background goes on.
-        result.update(piece)
-        write_all(files, file, piece)
-        return
-    try:
-        write_all(files, file, piece)
-    finally:
-        # Whoever made the piece may use its memory for the next one.
-        hashed.result()
+def _take_in(
+    result: Hasher, piece: memoryview, beside: ThreadPoolExecutor, behind: deque[Future[None]]
+) -> None:
+    """Have ``piece`` hashed, in the other thread if it is large, which may be a little behind."""
+    if len(piece) > _INLINE:
+        _catch_up(behind, _MOST_BEHIND)
+        # An interpreter that ends starts no threads any more; a save in the background goes on.
+        with suppress(RuntimeError):
+            behind.append(beside.submit(result.update, piece))
+            return
+    _catch_up(behind, 0)
+    result.update(piece)
+
+
+def _catch_up(behind: deque[Future[None]], most: int) -> None:
+    while len(behind) > most:
+        behind.popleft().result()
 
 
 def part_hash(path: Path, number: int) -> bytes:

@@ -88,7 +88,8 @@ def _bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     for begin in range(0, flat.numel(), PIECE):
         here = flat[begin : begin + PIECE].cpu()
         # Through ctypes, not numpy, which a PyTorch may be without.
-        buffer = (ctypes.c_ubyte * here.numel()).from_address(here.data_ptr())
+        buffer: Any = (ctypes.c_ubyte * here.numel()).from_address(here.data_ptr())
+        buffer.memory = here  # which may be nobody else's
         yield memoryview(buffer).cast("B")
 
 
