@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,26 @@ def test_a_killed_process_and_a_restart_change_nothing(
         assert second[0] == {"attempt": 1, "step": 4, "resumed": True}
         assert job.ids(rank) == whole[world].ids(rank)
     assert job.final() == whole[world].final()
+
+
+def test_machines_start_again_together(tmp_path: Path, whole: dict[int, Job]) -> None:
+    """Two launchers stand for two machines, which keep the store of the first attempt."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = Job(tmp_path)
+    common = ["--num_processes", 2, "--num_machines", 2, "--main_process_ip", "127.0.0.1"]
+    common += ["--main_process_port", port, "--max_restarts", 1]
+    launchers = [
+        job.start(*job.command(*common, "--machine_rank", number, happens=("kill",))) for number in (1, 0)
+    ]
+    for process in launchers:
+        code, err = job.end(process)
+        assert code == 0, err
+    for rank in (0, 1):
+        assert {"attempt": 1, "step": 4, "resumed": True} in job.trace(rank)
+        assert job.ids(rank) == whole[2].ids(rank)
+    assert job.final() == whole[2].final()
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_they_are_started_again(

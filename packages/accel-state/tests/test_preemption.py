@@ -92,6 +92,20 @@ def test_a_second_sigterm_does_what_it_did_once_it_is_no_echo() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
+def test_who_leaves_is_not_ended_by_signals_that_come_until_the_very_end() -> None:
+    """The launcher sends some to the others when the first is gone, which may be anywhere at their exit."""
+    child = os.fork()
+    if child == 0:
+        signals = StopSignals(["SIGTERM", "SIGUSR1"], again_after=0)
+        signals.watch()
+        signals.ignore()
+        signals.close()
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.raise_signal(number)
+        os._exit(75)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+
+
 def test_a_forked_child_is_none_of_the_ranks(guard: Any) -> None:
     """SIGUSR1 to every process of a job must not end a loader's worker; SIGTERM still does."""
     mine = guard()

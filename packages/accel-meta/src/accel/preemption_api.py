@@ -69,7 +69,10 @@ class PreemptionAPI:
     @property
     def stop_reason(self) -> StopReason | None:
         """Return why the ranks stop, and which rank said so first; None while they do not."""
-        return self.preemption.reason
+        from accel_state import preemption
+
+        guard = preemption.current()
+        return None if guard is None else guard.reason
 
     def request_stop(self, reason: str = "requested") -> None:
         """Ask all ranks to stop; it is enough that one does, and `should_stop` tells all."""

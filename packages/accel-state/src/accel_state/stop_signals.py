@@ -63,10 +63,10 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._handle)
 
     def ignore(self) -> None:
-        """Have them do nothing from now on: the process is leaving."""
+        """Have them do nothing any more, also while Python comes to its end: the process is leaving."""
         if threading.current_thread() is threading.main_thread():
-            for number in self._before:
-                signal.signal(number, signal.SIG_IGN)
+            while self._before:
+                signal.signal(self._before.popitem()[0], signal.SIG_IGN)
 
     def close(self) -> None:
         """Restore the handlers that were there before, where ours still stand."""
@@ -74,7 +74,7 @@ class StopSignals:
             return
         while self._before:
             number, before = self._before.popitem()
-            if signal.getsignal(number) in (self._handle, signal.SIG_IGN):
+            if signal.getsignal(number) == self._handle:
                 _restore(number, before)
 
     def _handle(self, number: int, frame: Any) -> None:
