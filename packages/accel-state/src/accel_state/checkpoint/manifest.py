@@ -109,6 +109,20 @@ class Manifest:
         """Return the bytes of all files but the manifest."""
         return sum(record.size for record in self.files.values())
 
+    def entry(self, name: str, kind: Kind, where: str) -> Entry:
+        """Return what is stored as ``name``; raise CheckpointError, with ``where``, if it is no ``kind``."""
+        found = self.entries.get(name)
+        if found is None or found.kind != kind:
+            what = (
+                f"Nothing is stored as {name!r}" if found is None else f"{name!r} is stored as {found.kind}"
+            )
+            raise CheckpointError(
+                f"{what}; {kind} was asked for",
+                where=where,
+                fix=f"stored are: {', '.join(sorted(self.entries)[:50]) or 'no names at all'}",
+            )
+        return found
+
     def encode(self) -> bytes:
         """Return the text of the file; raise CheckpointError for what could not be read back."""
         count = len(self.files) + len(self.entries)

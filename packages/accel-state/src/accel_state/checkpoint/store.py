@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from accel_core.errors import CheckpointError, CollectiveError
+from accel_core.errors import CheckpointError
 from accel_core.protocols import Collectives, LonelyCollectives, StateSink
 
 from .agreement import together, withdraw
@@ -23,6 +23,7 @@ from .sink import CheckpointSink, Part
 from .source import CheckpointSource
 from .trouble import explaining
 from .verify import Verify, faults, read_manifest, refuse
+from .whole import whole
 
 _logger = logging.getLogger(__name__)
 
@@ -48,19 +49,8 @@ class CheckpointStore:
         Raises CheckpointError on every rank, with the rank and the cause. What was at ``path`` stays
         until then.
         """
-        sink = self.begin(path, step=step)
-        try:
+        with whole(self, self.begin(path, step=step)) as sink:
             yield sink
-        except Exception as error:
-            # Where a rank is gone the others cannot be told, and what it was raised for is worth more.
-            with suppress(CollectiveError):
-                self.abort(sink, error)
-            raise
-        except BaseException:
-            # An interrupt may have reached this rank alone: waiting for the others could be for ever.
-            sink.release()
-            raise
-        self.commit(sink)
 
     def begin(self, path: str | Path, *, step: int | None = None) -> CheckpointSink:
         """Open an uncommitted checkpoint beside ``path``, which readers do not see. Collective.

@@ -142,17 +142,7 @@ class RemoteSource:
         self._known.add(path)
 
     def _entry(self, name: str, kind: Kind) -> Entry:
-        entry = self.manifest.entries.get(name)
-        if entry is None or entry.kind != kind:
-            what = (
-                f"Nothing is stored as {name!r}" if entry is None else f"{name!r} is stored as {entry.kind}"
-            )
-            raise CheckpointError(
-                f"{what}; {kind} was asked for",
-                where=shown(self.path),
-                fix=f"stored are: {', '.join(self.names()[:50]) or 'no names at all'}",
-            )
-        return entry
+        return self.manifest.entry(name, kind, shown(self.path))
 
 
 def _kept(_source: RemoteSource) -> None:

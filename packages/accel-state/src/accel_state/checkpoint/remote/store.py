@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from accel_core.errors import CheckpointError, CollectiveError
+from accel_core.errors import CheckpointError
 from accel_core.protocols import Collectives, LonelyCollectives, StateSink
 
 from ..address import child, normal, shown
@@ -19,6 +19,7 @@ from ..rotation import older
 from ..sink import Part
 from ..trouble import explaining
 from ..verify import Verify
+from ..whole import whole
 from .listing import RemoteListed, checkpoints, good, newest, remove, spot, spots, tidy
 from .objects import Objects
 from .publish import joined, publish, withdrawn
@@ -69,19 +70,8 @@ class RemoteStore:
         Raises CheckpointError on every rank, with the rank and the cause. What was at ``path`` stays
         until then.
         """
-        sink = self.begin(path, step=step)
-        try:
+        with whole(self, self.begin(path, step=step)) as sink:
             yield sink
-        except Exception as error:
-            # Where a rank is gone the others cannot be told, and what it was raised for is worth more.
-            with suppress(CollectiveError):
-                self.abort(sink, error)
-            raise
-        except BaseException:
-            # An interrupt may have reached this rank alone: waiting for the others could be for ever.
-            sink.release()
-            raise
-        self.commit(sink)
 
     def begin(self, path: str, *, step: int | None = None) -> RemoteSink:
         """Open an uncommitted checkpoint, which readers do not see. Collective.
