@@ -124,6 +124,8 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI, StateAPI, ModelAPI, Preemptio
         self._start(cpu, strategy)
         self._registry = Registry()
         hold(self, attrgetter("_registry.models"))
+        if "preemption" in self._settings.handlers:
+            _ = self.preemption  # signals are heard, and deadlines counted, from now on
 
     def _start(self, cpu: bool, strategy: str | None) -> None:
         """Join the processes, then build what the loop calls into. The order is the dependency."""

@@ -27,7 +27,7 @@ class PreemptionAPI:
 
     @cached_property
     def preemption(self) -> PreemptionGuard:
-        """Return what watches signals and deadlines, which it does from the first look at it on."""
+        """Return what watches signals and deadlines: from the start with PreemptionKwargs, else from now on."""
         from accel_state import leaving, preemption
 
         settings = self._settings.handlers.get("preemption")
@@ -54,8 +54,8 @@ class PreemptionAPI:
         True after SIGTERM or SIGUSR1 on any rank, when a deadline leaves no more time than a save needs
         (PreemptionKwargs, and SLURM's end of the job), when a hook of `stop_when` says so, or after
         `request_stop`. All ranks hear it at the same step: where there are several, at the next one or,
-        when steps are short, within 0.3 seconds. From the first question on these signals end the process
-        no longer; a second SIGTERM, more than 5 seconds later, does. Raises CollectiveError inside of
+        when steps are short, within 0.3 seconds. From the first question on, or from the start with
+        PreemptionKwargs, these signals end the process no longer; a second SIGTERM, more than 5 seconds later, does. Raises CollectiveError inside of
         join_uneven_inputs.
         """
         if self._window.sealed:

@@ -23,8 +23,8 @@ _NEVER_SEEN = ("SIGKILL", "SIGSTOP")
 class PreemptionKwargs(KwargsHandler):
     """What makes ``Accelerator.should_stop`` true, and when.
 
-    ``deadline``: how long the run may take from the first look at it, in seconds or as a timedelta, or
-    until when as a datetime, without a zone in local time. ``job_deadline``: also heed the end of the job
+    ``deadline``: how long the run may take from the start of the Accelerator, in seconds or as a timedelta,
+    or until when as a datetime, without a zone in local time. ``job_deadline``: also heed the end of the job
     that SLURM names (``SLURM_JOB_END_TIME``). ``margin``: seconds, or a timedelta, that are left before a
     deadline besides the time of a save. ``signals``: names of those to stop at. ``directory``: where
     ``exit_for_requeue`` leaves its marker; the project's folder when None.
