@@ -71,28 +71,51 @@ def wrappers_of(registry: Registry) -> dict[str, AcceleratedOptimizer]:
     return found | {f"shared_optimizer_{number}": each for number, each in enumerate(loose)}
 
 
+def _sources(
+    strategy: Strategy, registry: Registry, source: StateSource, external: Sequence[str], *, strict: bool
+) -> Iterator[tuple[Unit, StateSource | None]]:
+    """Yield each unit with what it is loaded from; None where nothing is stored and that is allowed."""
+    stored = set(source.names())
+    for unit in units_of(registry):
+        own = f"{unit.name}/model"
+        if not strict and unit.name not in external and layout.shown(own) not in stored:
+            yield unit, None
+            continue
+        instead = {own: strategy.states.full(unit)} if unit.name in external else {}
+        yield unit, layout.LaidOutSource(source, instead)
+
+
+def check_units(
+    strategy: Strategy, registry: Registry, source: StateSource, external: Sequence[str], *, strict: bool
+) -> None:
+    """Raise what `load_units` would, before any of several units is changed, as far as the strategy can."""
+    check = getattr(strategy.states, "check", None)
+    if check is not None:
+        for unit, found in _sources(strategy, registry, source, external, strict=strict):
+            if found is not None:
+                check(unit, found, strict=strict)
+
+
 def load_units(
     strategy: Strategy, registry: Registry, source: StateSource, external: Sequence[str], *, strict: bool
 ) -> LoadReport:
     """Give models and optimizers their state; models of ``external`` units stay as they are. Collective."""
-    stored = set(source.names())
     restored: list[str] = []
     missing: list[str] = []
     unexpected: list[str] = []
     mismatched: dict[str, str] = {}
-    for unit in units_of(registry):
-        own = f"{unit.name}/model"
-        if not strict and unit.name not in external and layout.shown(own) not in stored:
-            missing.append(own)
+    for unit, found in _sources(strategy, registry, source, external, strict=strict):
+        if found is None:
+            missing.append(f"{unit.name}/model")
             continue
-        instead = {own: strategy.states.full(unit)} if unit.name in external else {}
-        report = strategy.states.load(unit, layout.LaidOutSource(source, instead), strict=strict)
-        for found, names in (
+        report = strategy.states.load(unit, found, strict=strict)
+        for kept, names in (
             (restored, report.restored),
             (missing, report.missing),
             (unexpected, report.unexpected),
         ):
-            found += [name if name.startswith(unit.name) else f"{unit.name}.{name}" for name in names]
+            # Optimizers bear the name of their unit already.
+            kept += [name if name.startswith(f"{unit.name}/") else f"{unit.name}.{name}" for name in names]
         mismatched.update({f"{unit.name}.{name}": why for name, why in report.mismatched.items()})
     return LoadReport(tuple(restored), tuple(missing), tuple(unexpected), mismatched)
 
@@ -120,14 +143,9 @@ class LooseOptimizers:
         """Return their states. Raises CheckpointError for a parameter that no prepared model has."""
         return {name: named_state(each, self._parameters, name) for name, each in self._optimizers.items()}
 
-    def load(self, source: StateSource) -> list[str]:
-        """Give them back what is stored of them; return whom."""
-        stored = set(source.names())
-        found = []
-        for name, optimizer in self._optimizers.items():
-            if name not in stored:
-                continue
-            content = source.json(name)
+    def check(self, source: StateSource) -> None:
+        """Raise CheckpointError where the stored parameters are others, before anything is changed."""
+        for name, optimizer, content in self._stored(source):
             missing, unexpected = compare(optimizer, content, self._parameters, name)
             if missing or unexpected:
                 raise CheckpointError(
@@ -135,11 +153,23 @@ class LooseOptimizers:
                     where=f"missing: {', '.join(missing) or '-'}; unexpected: {', '.join(unexpected) or '-'}",
                     fix="build it from the same models as in the run that saved it",
                 )
+
+    def load(self, source: StateSource) -> list[str]:
+        """Give them back what is stored of them; return whom."""
+        stored = set(source.names())
+        found = []
+        for name, optimizer, content in self._stored(source):
             label = f"{name}/tensors"
             tensors = dict(source.tensors(label)) if label in stored else {}
             load_named_state(optimizer, content, tensors, self._parameters)
             found.append(name)
         return found
+
+    def _stored(self, source: StateSource) -> Iterator[tuple[str, Any, Any]]:
+        stored = set(source.names())
+        for name, optimizer in self._optimizers.items():
+            if name in stored:
+                yield name, optimizer, source.json(name)
 
 
 class HookStates:
@@ -187,4 +217,12 @@ class HookStates:
                 getattr(state, memory).clear()
 
 
-__all__ = ["HookStates", "LooseOptimizers", "load_units", "names_of", "units_of", "wrappers_of"]
+__all__ = [
+    "HookStates",
+    "LooseOptimizers",
+    "check_units",
+    "load_units",
+    "names_of",
+    "units_of",
+    "wrappers_of",
+]

@@ -14,7 +14,7 @@ from accel_state.checkpoint.agreement import together
 
 from . import checkpoint_layout as layout
 from . import run_window
-from .run_parts import HookStates, LooseOptimizers, load_units, names_of, units_of, wrappers_of
+from .run_parts import HookStates, LooseOptimizers, check_units, load_units, names_of, units_of, wrappers_of
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class RunState:
             **LooseOptimizers(registry).encoded(),
         }
         if self.scaler is not None:
-            self._encoded[layout.SCALER] = _encoded(self.scaler.state_dict(), layout.SCALER)
+            self._encoded[layout.SCALER] = _encoded(self._scale(self.scaler), layout.SCALER)
         positions = {name: each.position() for name, each in names_of(registry, "dataloader")}
         return {
             "window": run_window.window_state(
@@ -88,6 +88,13 @@ class RunState:
             ),
             "loaders": {name: _encoded(position, name) for name, position in positions.items()},
         }
+
+    def _scale(self, scaler: Scaler) -> dict[str, Any]:
+        if self.window.at_end is None:
+            return scaler.state_dict()
+        # The window is over but for its last micro-batch: a run that goes on begins behind it.
+        found: dict[str, Any] = getattr(scaler, "state_after_update", scaler.state_dict)()
+        return found
 
     def _write(self, sink: StateSink, ranks: list[dict[str, Any]]) -> None:
         rank = self.group.rank
@@ -142,7 +149,10 @@ class RunState:
             restored=tuple(name for report in reports for name in report.restored),
             missing=(*(name for report in reports for name in report.missing), *missing),
             unexpected=(*(name for report in reports for name in report.unexpected), *unexpected),
-            mismatched={name: why for report in reports for name, why in report.mismatched.items()},
+            mismatched={
+                **{name: why for report in reports for name, why in report.mismatched.items()},
+                **self._changed(run),
+            },
         )
 
     def _check(self, source: StateSource, *, strict: bool) -> None:
@@ -174,10 +184,15 @@ class RunState:
             lines += [f"only in the checkpoint: {', '.join(unexpected)}"] if unexpected else []
             raise CheckpointError(
                 "The checkpoint is of another run than this; nothing was changed",
-                where="\n         ".join([*lines, *changed]),
+                where="\n         ".join([*lines, *(f"{name}: {why}" for name, why in changed.items())]),
                 fix="prepare and register what the run that saved it had, under the same names;"
                 " strict=False restores what is in both",
             )
+        run_window.check_open(
+            self.window, run["windows"], scaled=run["scaler"], scales=self.scaler is not None
+        )
+        check_units(self.strategy, self.registry, source, self.external, strict=strict)
+        LooseOptimizers(self.registry).check(source)
 
     def _live(self) -> dict[str, str]:
         """Return what this run has, by name, and of which class it is where another would be wrong."""
@@ -207,17 +222,18 @@ class RunState:
         live, saved = self._live(), self._saved(run)
         return tuple(n for n in live if n not in saved), tuple(n for n in saved if n not in live)
 
-    def _changed(self, run: Mapping[str, Any]) -> list[str]:
+    def _changed(self, run: Mapping[str, Any]) -> dict[str, str]:
         live, saved = self._live(), self._saved(run)
-        return [
-            f"{name}: a {saved[name]} was saved, this is a {kind}"
+        return {
+            name: f"a {saved[name]} was saved, this is a {kind}"
             for name, kind in live.items()
             if name in saved and saved[name] != kind
-        ]
+        }
 
     def _give_back(self, source: StateSource, run: Mapping[str, Any]) -> LoadReport:
         group, registry = self.group, self.registry
-        saved = self._saved(run)
+        # State of another class may be taken without a word, and mean something else.
+        saved = self._saved(run).keys() - self._changed(run).keys()
         world = run["world_size"]
         restored = []
         run_window.forget_gradients(registry)
@@ -260,10 +276,10 @@ class RunState:
         group, windows = self.group, run["windows"]
         rank, world = group.rank, group.world_size
         weights = run_window.restore_window(self.window, windows, rank, world, self.registry)
-        if "open" not in windows[0]:
-            return
         if weights is not None and self.weighting is not None:
             self.weighting().go_on(weights)
+        if "open" not in windows[0]:
+            return
         parts = [source.tensors(f"{layout.GRADIENTS}_{number}") for number in range(len(windows))]
         run_window.restore_gradients(self.registry, parts, rank, world, weighted=bool(self.window.weighted))
 

@@ -30,6 +30,9 @@ def check_place(window: GradientWindow, registry: Registry) -> None:
         what = "the batch in hand is counted as read, and no gradient came of it yet"
     elif window.inside and window.sync_gradients and _nothing_applied(registry):
         what = "the gradients of the closing micro-batch are there, and no optimizer has applied them"
+    elif is_open(window) and (sparse := _sparse(registry)):
+        what = f"the open window holds sparse gradients, of {sparse}, which files of tensors have no form for"
+        fix = "save at the end of a window"
     if what:
         raise StateError(f"The state cannot be saved here: {what}", where=_where(window), fix=fix)
 
@@ -46,9 +49,19 @@ def _nothing_applied(registry: Registry) -> bool:
     return bool(held) and len(held) == len(registry.optimizers) and all(_has_gradients(each) for each in held)
 
 
+def _sparse(registry: Registry) -> str:
+    every = gradients(registry).items()
+    return ", ".join(name for name, gradient in every if gradient.layout is not torch.strided)
+
+
 def _has_gradients(optimizer: Any) -> bool:
     found = (p.grad for group in optimizer.param_groups for p in group["params"])
-    return any(gradient is not None and bool(gradient.count_nonzero()) for gradient in found)
+    return any(gradient is not None and _not_zero(gradient) for gradient in found)
+
+
+def _not_zero(gradient: torch.Tensor) -> bool:
+    # Sparse gradients cannot be counted so; cleared ones have no elements.
+    return bool(gradient.count_nonzero() if gradient.layout is torch.strided else gradient._nnz())
 
 
 def is_open(window: GradientWindow) -> bool:
@@ -59,6 +72,8 @@ def is_open(window: GradientWindow) -> bool:
 def window_state(window: GradientWindow, registry: Registry, weighting: Weighting | None) -> dict[str, Any]:
     """Return what this rank knows of the window, as JSON; of one that is open, where it stands."""
     state: dict[str, Any] = {"num_steps": window.num_steps, "weighings": window.weighings}
+    if weighting is not None:
+        state["reference"] = weighting.progress()["reference"]
     tally = window.tally
     if tally is not None:
         state["tally"] = [tally.total, tally.notes, tally.unknown]
@@ -77,13 +92,39 @@ def window_state(window: GradientWindow, registry: Registry, weighting: Weightin
     return state
 
 
+def check_open(
+    window: GradientWindow, states: Sequence[Mapping[str, Any]], *, scaled: bool, scales: bool
+) -> None:
+    """Raise CheckpointError where an open window was saved that this run cannot go on with.
+
+    ``scaled``: its gradients are multiplied by a loss scale. ``scales``: those of this run are.
+    """
+    opened = states[0].get("open")
+    if opened is None:
+        return
+    length = states[0]["num_steps"]
+    what, go_on = "", ""
+    if length != window.num_steps:
+        what = f"an accumulation window of {length} micro-batches, this run has windows of {window.num_steps}"
+        go_on = f"gradient_accumulation_steps={length} and change it"
+    elif scaled is not scales:
+        words = ("with", "without") if scaled else ("without", "with")
+        what = f"an accumulation window whose gradients are {words[0]} a loss scale, this run is {words[1]}"
+        go_on = "the mixed_precision of the run that saved it and change it"
+    if what:
+        raise CheckpointError(
+            f"It was saved within {what}",
+            where=f"after micro-batch {opened['position']} of {length}",
+            fix=f"go on with {go_on} at the end of a window, or use a checkpoint that was saved there",
+        )
+
+
 def restore_window(
     window: GradientWindow, states: Sequence[Mapping[str, Any]], rank: int, world: int, registry: Registry
 ) -> Mapping[str, Any] | None:
-    """Stand where the window was saved; return its weights, if there were any.
+    """Stand where the window was saved; return its weights, if weights were ever given.
 
-    ``states``: of all ranks that saved. Raises CheckpointError when windows have another length now while
-    one is open.
+    ``states``: of all ranks that saved.
     """
     window.restart()
     window.weight = None
@@ -94,15 +135,8 @@ def restore_window(
         window.tally.total, window.tally.notes, window.tally.unknown = own["tally"]
     opened = own.get("open")
     if opened is None:
-        return None
-    if own["num_steps"] != window.num_steps:
-        raise CheckpointError(
-            f"It was saved within an accumulation window of {own['num_steps']} micro-batches, this run has"
-            f" windows of {window.num_steps}",
-            where=f"after micro-batch {opened['position']} of {own['num_steps']}",
-            fix=f"go on with gradient_accumulation_steps={own['num_steps']} and change it at the end of a"
-            " window, or use a checkpoint that was saved there",
-        )
+        # By this the sums of the next window are divided first, and half precision rounds them then.
+        return {"sum": 0.0, "latest": 0.0, "kind": 0, "factor": None, "reference": own.get("reference")}
     window.position, window.divisor = opened["position"], opened["divisor"]
     window.weighted, window.unsettled = opened["weighted"], opened["unsettled"]
     window.sync_gradients = False
@@ -177,6 +211,7 @@ def forget_gradients(registry: Registry) -> None:
 
 
 __all__ = [
+    "check_open",
     "check_place",
     "forget_gradients",
     "gradients",

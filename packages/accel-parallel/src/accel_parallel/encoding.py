@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import math
 import sys
-from collections import Counter, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 import torch
@@ -22,17 +23,17 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
     Plain numbers, strings, booleans and None stand for themselves; everything else becomes a dict
     with one key that says what it is: lists, tuples, sets, deques, mappings with keys of these kinds,
-    ``Counter``, ``defaultdict`` of plain classes, bytes, complex numbers, NumPy arrays and scalars, torch's
-    dtypes and devices. Tensors are not copied. Raises CheckpointError, with the place, for what has no such
-    form.
+    ``OrderedDict``, ``Counter``, ``defaultdict`` of plain classes, bytes, complex numbers, NumPy arrays and
+    scalars, torch's dtypes and devices. Tensors are not copied. Raises CheckpointError, with the place, for
+    what has no such form.
     """
     return _encode(value, path, tensors, 0)
 
 
 def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor], depth: int) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or (isinstance(value, (bool, int, str)) and not _is_special(value)):
         return value
-    if isinstance(value, float):
+    if isinstance(value, float) and not _is_special(value):
         # JSON has no infinity and no NaN.
         return value if math.isfinite(value) else {"float": repr(float(value))}
     if isinstance(value, torch.Tensor):
@@ -51,6 +52,14 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor], depth: int)
     return found
 
 
+def _is_special(value: Any) -> bool:
+    """Tell whether a number or string is more than that: NumPy's, or a member of an Enum."""
+    if type(value) in _PLAIN:
+        return False
+    numpy: Any = sys.modules.get("numpy")
+    return isinstance(value, Enum) or (numpy is not None and isinstance(value, numpy.generic))
+
+
 def _encode_container(value: Any, inner: Callable[[Any, str], Any]) -> Any:
     for name, cls in _SEQUENCES.items():
         if isinstance(value, cls) and not is_namedtuple(value):
@@ -64,6 +73,8 @@ def _encode_container(value: Any, inner: Callable[[Any, str], Any]) -> Any:
         pairs = [[inner(key, "key"), inner(item, str(key))] for key, item in value.items()]
         # What makes missing values is code, unless it is a class that everybody has.
         return None if factory is None else {"defaultdict": [factory, pairs]}
+    if isinstance(value, OrderedDict):
+        return {"ordered": [[inner(key, "key"), inner(item, str(key))] for key, item in value.items()]}
     if isinstance(value, Counter) or not all(isinstance(key, str) for key in value):
         kind = "counter" if isinstance(value, Counter) else "map"
         return {kind: [[inner(key, "key"), inner(item, str(key))] for key, item in value.items()]}
@@ -72,7 +83,8 @@ def _encode_container(value: Any, inner: Callable[[Any, str], Any]) -> Any:
 
 def _encode_other(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, (bytes, bytearray)):
-        return {"bytes": base64.b64encode(value).decode()}
+        kind = "bytes" if isinstance(value, bytes) else "bytearray"
+        return {kind: base64.b64encode(value).decode()}
     if isinstance(value, complex):
         return {"complex": [repr(value.real), repr(value.imag)]}
     if isinstance(value, torch.dtype):
@@ -151,6 +163,7 @@ def _numpy(content: list[Any], tensors: Mapping[str, torch.Tensor]) -> Any:
     return array[()] if scalar else array
 
 
+_PLAIN = (bool, int, str, float)
 _SEQUENCES: Mapping[str, Any] = {
     "tuple": tuple,
     "list": list,
@@ -175,9 +188,11 @@ _READERS: Mapping[str, Callable[[Any, Mapping[str, torch.Tensor]], Any]] = {
     "deque": lambda content, tensors: deque(_all(content[1], tensors), content[0]),
     "dict": lambda content, tensors: {key: decode(item, tensors) for key, item in content.items()},
     "map": _pairs,
+    "ordered": lambda content, tensors: OrderedDict(_pairs(content, tensors)),
     "counter": lambda content, tensors: Counter(_pairs(content, tensors)),
     "defaultdict": lambda content, tensors: defaultdict(_FACTORIES[content[0]], _pairs(content[1], tensors)),
     "bytes": lambda content, _: base64.b64decode(content, validate=True),
+    "bytearray": lambda content, _: bytearray(base64.b64decode(content, validate=True)),
     "complex": lambda content, _: complex(float(content[0]), float(content[1])),
     "dtype": _dtype,
     "device": lambda content, _: torch.device(content),

@@ -48,6 +48,10 @@ class PlainState:
         """Read back what ``save`` wrote, on every rank. Raises CheckpointError on every rank if one fails."""
         return self._together(lambda: _load(unit, source, strict=strict))
 
+    def check(self, unit: Unit, source: StateSource, *, strict: bool = True) -> None:
+        """Raise what ``load`` would raise, and change nothing: for several units, before any is loaded."""
+        _fit(unit, source, strict=strict)
+
     def _together(self, action: Callable[[], _T]) -> _T:
         """Run ``action`` and learn whether it worked everywhere: a rank that goes on alone hangs later."""
         result: list[_T] = []
@@ -99,7 +103,14 @@ def _save(unit: Unit, sink: StateSink) -> None:
         sink.tensors(f"{label}/tensors", tensors)
 
 
-def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
+_Pending = list[tuple[str, Any, Any]]
+"""Optimizers to be filled: name, optimizer, what is stored."""
+
+
+def _fit(
+    unit: Unit, source: StateSource, *, strict: bool
+) -> tuple[Mapping[str, torch.Tensor], LoadReport, LoadReport, _Pending]:
+    """Return the stored model, what of it fits, what of all fits, and the optimizers; change nothing."""
     names = parameter_names(unit.model)
     stored = set(source.names())
     missing, unexpected, pending = [], [], []
@@ -133,6 +144,12 @@ def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
         mismatched=model.mismatched,
     )
     _refuse(unit, report, strict=strict)
+    return values, model, report, pending
+
+
+def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
+    values, model, report, pending = _fit(unit, source, strict=strict)
+    names = parameter_names(unit.model)
     _fill(unit, values, model)
     for label, optimizer, content in pending:
         # Read once: taking a tensor out of the mapping may mean reading a file.

@@ -93,10 +93,29 @@ class GradScaler(torch.amp.GradScaler):
         self._settle()
         return super().state_dict()
 
+    def state_after_update(self) -> dict[str, Any]:
+        """Return what ``state_dict`` will say after the ``update`` of the step that was taken.
+
+        Nothing is changed: the update may still be put off, because others step first.
+        """
+        if self._waiting or not self.is_enabled() or self._scale is None or self._growth_tracker is None:
+            return self.state_dict()
+        kept = self._scale, self._growth_tracker, self._per_optimizer_states
+        self._scale, self._growth_tracker = self._scale.clone(), self._growth_tracker.clone()
+        try:
+            super().update()
+            return super().state_dict()
+        finally:
+            self._scale, self._growth_tracker, self._per_optimizer_states = kept
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; an update that waits belongs to the past and is dropped."""
+        """Restore what ``state_dict`` returned; an update that waits belongs to the past and is dropped.
+
+        So does what was unscaled and never applied.
+        """
         self._settle()
         super().load_state_dict(state_dict)
+        self._per_optimizer_states.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
