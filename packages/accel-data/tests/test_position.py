@@ -22,6 +22,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+import accel_data.stream
 from accel_core.errors import DataError
 from accel_core.window import GradientWindow
 from accel_data import prepare_data_loader, skip_first_batches
@@ -467,6 +468,70 @@ def test_random_numbers_are_those_of_the_run_that_went_on(kind, workers, persist
         set_host_states(before)
 
 
+class Filtering(DataLoader):
+    """A loader that iterates in its own way."""
+
+    def __iter__(self):
+        return (batch for batch in super().__iter__() if int(batch[0]) % 3)
+
+
+class Ragged(IterableDataset):
+    """Whole batches, of different sizes."""
+
+    def __iter__(self):
+        return (torch.arange(2 * number, 2 * number + 2 + number % 2) for number in range(11))
+
+
+@pytest.mark.parametrize(
+    ("make", "world", "samples"),
+    [
+        (lambda: DataLoader(Numbers(10), batch_size=None, shuffle=True), 1, 3),
+        (lambda: DataLoader(Numbers(10), batch_size=None, sampler=Walked(10)), 1, 3),
+        (lambda: DataLoader(Ragged(), batch_size=None), 1, 3),
+        (lambda: DataLoader(Ragged(), batch_size=None), 2, 6),
+        (lambda: DataLoader(Numbers(30), batch_size=4, sampler=list(range(29, -1, -1))), 2, 24),
+        (lambda: Filtering(Numbers(30), batch_size=2, shuffle=True), 1, None),
+        (lambda: Filtering(Numbers(30), batch_size=2, shuffle=True), 2, None),
+        (lambda: Filtering(Stream(30), batch_size=2), 1, None),
+    ],
+    ids=["items", "sampler", "batches", "batches of 2", "list", "own", "own of 2", "own stream"],
+)
+def test_loaders_of_other_kinds(make, world, samples):
+    def walk(loader, stop=None):
+        seen, position = [], None
+        for number, batch in enumerate(loader, 1):
+            seen.append(batch if isinstance(batch, int) else batch.tolist())
+            position = loader.position() if number == stop else position
+        return seen, position
+
+    for rank in range(world):
+        loader, again = (simulated(make, world)[rank][0] for _ in range(2))
+        whole, position = walk(loader, 3)
+        following, _ = walk(loader)
+        assert position["samples"] == samples
+        again.resume_at(position)
+        rest, second = walk(again, 1)
+        assert rest == whole[3:]
+        assert walk(again)[0] == following
+        again.resume_at(second)
+        assert walk(again)[0] == whole[4:]
+
+
+def test_a_loader_that_iterates_in_its_own_way_needs_batches_as_they_were():
+    loader = prepare_data_loader(Filtering(Numbers(30), batch_size=2))
+    for _ in loader:
+        position = loader.position()
+        break
+    other = prepare_data_loader(Filtering(Numbers(30), batch_size=3))
+    with pytest.raises(DataError, match="the class of the loader iterates in its own way"):
+        other.resume_at(position)
+    rest = skip_first_batches(prepare_data_loader(Filtering(Numbers(30), batch_size=2)), 1)
+    for _ in rest:
+        with pytest.raises(DataError, match="go together with those that were left out"):
+            rest.position()
+        break
+
+
 def test_samplers_with_the_seed_of_the_loader_go_on():
     for sampler in (WeightedRandomSampler([1.0] * 30, 24), RandomSampler(range(30), num_samples=40)):
         loaders = [
@@ -547,13 +612,6 @@ class TestRefusals:
         loader, window = simulated(make, world, **kwargs)[0]
         return epoch(loader, window, stop)[1]
 
-    def told(self, loader):
-        # Without a traceback, which would keep worker processes.
-        try:
-            return list(loader)
-        except (DataError, RuntimeError) as error:
-            return str(error)
-
     @pytest.mark.parametrize("wrong", [{}, {"epoch": 1}, None])
     def test_something_else(self, wrong):
         loader = prepare_data_loader(DataLoader(Numbers(10)))
@@ -603,10 +661,22 @@ class TestRefusals:
             other, _ = simulated(make, 3)[0]
             with pytest.raises(DataError, match="how many samples of the whole were read is not known"):
                 other.resume_at(position)
-        position = self.saved(lambda: DataLoader(SplitStream(60), batch_size=2))
-        other, _ = simulated(make, 2)[0]
-        other.resume_at(position)
-        assert "each worker process reads a part of the stream" in self.told(other)
+
+    def test_a_stream_that_turns_out_to_be_divided_by_its_workers(self, monkeypatch):
+        class Info:
+            id, num_workers = 0, 2
+
+        # In this process: torch ends worker processes that have failed only after seconds.
+        info = Info()
+        monkeypatch.setattr(accel_data.stream, "get_worker_info", lambda: info)
+        monkeypatch.setitem(globals(), "get_worker_info", lambda: info)
+        shard = accel_data.IterableDatasetShard(SplitStream(60), 2, num_processes=2)
+        shard.skip = 8
+        with pytest.raises(DataError, match="each worker process reads a part of the stream"):
+            list(shard)
+        shard = accel_data.IterableDatasetShard(Stream(60), 2, num_processes=2)
+        shard.skip = 8
+        assert list(shard)[:4] == [8, 9, 16, 17]
 
     def test_streams_that_workers_read_in_turn_are_elastic(self):
         make = lambda: DataLoader(Stream(41), batch_size=2, num_workers=2)  # noqa: E731

@@ -59,7 +59,7 @@ class BatchSamplerShard(BatchSampler):
         self.origin = 0
         """Samples of the whole order that the next iteration leaves out before it cuts batches; 0 as well."""
         self.head = 0
-        """Batches of the start of the order that are given out before those that are left out."""
+        """Batches of the start of the order that are given out although ``start`` leaves them out."""
         self.prime: Callable[[], object] | None = None
         """Called once, before the next iteration draws its order."""
         self.settle: Callable[[], object] | None = None
@@ -231,12 +231,12 @@ class BatchSamplerShard(BatchSampler):
     def _rest(self, tail: Tail, start: int, origin: int) -> Iterator[list[Any]]:
         """Walk the batches of one process."""
         self._begin()
-        read = 0 if self.head else origin
-        tail.base, tail.ends = read, array("q")
-        for number, batch in enumerate(self._walked(read, [], 0)):
+        tail.base = read = origin
+        tail.ends = array("q")
+        for number, batch in enumerate(self._walked(origin, [], 0)):
             size = _samples(batch)
             read += size
-            if number < start or (self.head and read <= origin):
+            if number < start:
                 tail.base = read
                 if number < self.head:
                     yield batch

@@ -255,13 +255,11 @@ class DataLoaderDispatcher(PreparedLoader):
 
     def _set_out(self, course: BatchSamplerShard, run: Run | None) -> None:
         super()._set_out(course, run)
-        late = course.start or course.origin
-        resumed = None if run is None else run.resumed
         course.start *= self._ranks_per_batch()
         course.settle = None
         fills = self.even_batches and self._plan.collectives.world_size > 1 and not self._drops_last()
-        whole = late and (resumed is None or resumed.same) and course.batch_size is not None
-        course.head = self._ranks_per_batch() if whole and fills else 0
+        late = course.start > 0 and not course.origin and course.batch_size is not None
+        course.head = self._ranks_per_batch() if late and fills else 0
 
     def _or_tell(self, step: Callable[[], _T]) -> _T:
         """Return what ``step`` returns; when it fails, tell the waiting ranks before the error goes on."""

@@ -65,9 +65,11 @@ class Opening(DataLoader[Any]):
             return self._open_stream(run)
         self._set_out(course, run)
         iterator = iter(super().__iter__())
+        drop = 0
         if run is not None:
             run.tail = course.tail
-        return iterator, course.tail, 0
+            drop = 0 if run.resumed is None or not run.resumed.drop else run.resumed.drop - run.repeats
+        return iterator, course.tail, drop
 
     def _set_out(self, course: BatchSamplerShard, run: Run | None) -> None:
         """Tell ``course`` where its next walk starts."""
@@ -77,8 +79,9 @@ class Opening(DataLoader[Any]):
             return
         resumed = run.resumed
         if resumed is not None and resumed.same:
+            again = self._reread(run, resumed)
             course.origin = resumed.origin
-            course.start += resumed.own - self._reread(run, resumed)
+            course.start += 0 if resumed.drop else resumed.own - again
         elif resumed is not None:
             course.origin = resumed.samples
         if course.reading() is not None and self._plainly_iterated():

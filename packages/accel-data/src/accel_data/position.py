@@ -95,6 +95,13 @@ def _check_sayable(loader: Any, run: Run) -> None:
             where=f"position() of {type(loader).__name__} in the middle of an epoch",
             fix="use in_order=True, or save between epochs",
         )
+    if run.first and run.resumed is None and not loader._plainly_iterated():
+        raise DataError(
+            f"a {type(loader).__name__} iterates in its own way: how its batches go together with those that "
+            "were left out is unknown",
+            where="position() of what skip_first_batches returned",
+            fix="go on with resume_at, or save between epochs",
+        )
     if run.known and policy(loader) == "cycle":
         raise DataError(
             "a rank has begun its data again (uneven='cycle'), and where it is in them cannot be saved",
@@ -114,6 +121,8 @@ def _own(loader: Any, run: Run) -> int:
 def _samples(loader: Any, run: Run) -> int | None:
     """Return the samples of the whole order up to the batch in hand; None when nobody knows."""
     number = run.steps - run.first
+    if not loader._plainly_iterated():
+        return None
     if loader._reader_alone:
         before = _dispatched_before(loader, run)
         return None if run.samples is None or before is None else before + run.samples
@@ -243,10 +252,12 @@ def _pending(loader: Any, position: Mapping[str, Any]) -> Pending:
         found.start = from_tensors(position["start"])
     if here["kind"] == "stream":
         _place_stream(loader, position, found)
-    elif position["samples"] is None:
-        raise _unknown(position)
-    else:
+    elif position["samples"] is not None:
         found.samples = position["samples"]
+    elif same:
+        found.drop = found.own * loader._ranks_per_batch()
+    else:
+        raise _unknown(position)
     return found
 
 
@@ -313,9 +324,11 @@ def _jump(loader: Any, found: Pending) -> int:
 
 
 def _unknown(position: Mapping[str, Any]) -> DataError:
+    why = "the class of the loader iterates in its own way"
+    if position["kind"] == "stream" and position["workers"] > 1:
+        why = f"{position['workers']} worker processes read parts of a stream that it divides itself"
     return DataError(
-        f"how many samples of the whole were read is not known: {position['workers']} worker processes read "
-        "parts of a stream that they, or the ranks, divide themselves",
+        f"how many samples of the whole were read is not known: {why}",
         where=f"epoch {position['epoch']}, after {position['batches']} batches",
         fix=f"resume on {position['world']} ranks with the same batch size and as many workers, or save "
         "between epochs",
