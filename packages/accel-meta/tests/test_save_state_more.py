@@ -262,3 +262,30 @@ def test_sparse_gradients_are_saved_around_and_not_within_a_window(tmp_path):
     micro(*run)
     micro(*run)
     assert run[1].weight.tolist() == wanted
+
+
+# -- hooks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.world(2)
+@pytest.mark.parametrize("saving", [True, False], ids=["save", "load"])
+def test_a_hook_that_fails_on_one_rank_fails_on_all(pool, world, tmp_path, saving):
+    def run():
+        accelerator = Accelerator(cpu=True, project_dir=str(tmp_path))
+        accelerator.prepare(nn.Linear(2, 1))
+
+        def fail(*_):
+            if accelerator.process_index == 1:
+                raise ValueError("no space for it")
+
+        if saving:
+            accelerator.register_save_state_pre_hook(fail)
+        else:
+            accelerator.save_state()
+            accelerator.register_load_state_pre_hook(fail)
+        with pytest.raises(CheckpointError, match=r"Rank 1 could not call a hook of .*no space for it"):
+            accelerator.save_state() if saving else accelerator.load_state()
+        return accelerator.gather(torch.ones(1)).tolist()
+
+    assert pool.run(world, run, timeout=20) == [[1.0, 1.0]] * 2
+    assert saving is not (tmp_path / "checkpoints" / "checkpoint_0").exists()

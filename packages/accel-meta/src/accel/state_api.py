@@ -200,11 +200,17 @@ class StateAPI:
 
     def _call_save_hooks(self, folder: str) -> tuple[str, ...]:
         """Let hooks write models; return the units that they took."""
+        from accel_state.checkpoint.agreement import together
+
         units = self._registry.units
         weights = [self._strategy.states.full(unit) for unit in units]
         left = list(weights)
-        for hook in tuple(self._save_hooks.values()):
-            hook(list(self._registry.models), left, folder)
+
+        def call() -> None:
+            for hook in tuple(self._save_hooks.values()):
+                hook(list(self._registry.models), left, folder)
+
+        together(process_state().collectives, call, "call a hook of save_state")
         kept = {id(each) for each in left}
         return tuple(unit.name for unit, own in zip(units, weights, strict=True) if id(own) not in kept)
 
@@ -287,13 +293,19 @@ class StateAPI:
         )
 
     def _load(self, store: Any, source: StateSource, target: str, *, strict: bool) -> LoadReport:
+        from accel_state.checkpoint.agreement import together
+
         state = self._run_state()
         if self._load_hooks:
             left = list(self._registry.models)
             local = getattr(source, "local", None)
             folder = target if local is None else str(local())
-            for hook in tuple(self._load_hooks.values()):
-                hook(left, folder)
+
+            def call() -> None:
+                for hook in tuple(self._load_hooks.values()):
+                    hook(left, folder)
+
+            together(process_state().collectives, call, "call a hook of load_state")
             kept = {id(model) for model in left}
             state.external = tuple(unit.name for unit in self._registry.units if id(unit.model) not in kept)
         report = state.load(source, strict=strict)
