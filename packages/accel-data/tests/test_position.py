@@ -548,21 +548,24 @@ def test_samplers_with_the_seed_of_the_loader_go_on():
 
 
 class TestStreamsWithAPlaceOfTheirOwn:
-    @pytest.mark.parametrize(("world", "even"), [(1, True), (2, False), (2, True)])
-    def test_little_is_read_again(self, world, even):
+    @pytest.mark.parametrize("stop", [128, 150])
+    @pytest.mark.parametrize("world", [1, 2])
+    @pytest.mark.parametrize("more", [{}, {"even_batches": False}, {"sharding": "sharded"}], ids=str)
+    def test_little_is_read_again(self, world, more, stop):
         make = lambda: DataLoader(PlacedStream(2001), batch_size=5)  # noqa: E731
-        loader, window = simulated(make, world, even_batches=even)[-1]
-        whole, position = epoch(loader, window, 150)
+        loader, window = simulated(make, world, **more)[-1]
+        whole, position = epoch(loader, window, stop)
         following, _ = epoch(loader, window)
-        again, window = simulated(make, world, even_batches=even)[-1]
+        again, window = simulated(make, world, **more)[-1]
         again.resume_at(position)
         dataset = getattr(again.dataset, "unsharded", again.dataset)
         rest, second = epoch(again, window, 9)
-        assert rest == whole[150:]
-        assert dataset.read < 2001 - 150 * 5 * world + 70 * 5 * world
+        assert rest == whole[stop:]
+        divided = 1 if more.get("sharding") else world
+        assert dataset.read < 2001 - stop * 5 * divided + 70 * 5 * divided
         assert epoch(again, window)[0] == following
         again.resume_at(second)
-        assert epoch(again, window)[0] == whole[159:]
+        assert epoch(again, window)[0] == whole[stop + 9 :]
 
     def test_in_a_process_that_has_read_already(self):
         loader, window = simulated(lambda: DataLoader(PlacedStream(40), batch_size=3), 1)[0]
@@ -607,7 +610,37 @@ class TestStreamsWithAPlaceOfTheirOwn:
             assert walk(again)[0] == following
 
 
+class Secret(Walked):
+    """An order that only this object knows: it draws from a generator of its own, epoch after epoch."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.own = random.Random(3)
+
+    def __iter__(self):
+        order = list(range(self.count))
+        self.own.shuffle(order)
+        return iter(order)
+
+
 class TestRefusals:
+    @pytest.mark.parametrize("world", [1, 2])
+    @pytest.mark.parametrize("size", [3, 5])
+    def test_an_order_that_is_not_the_one_that_was_saved(self, world, size):
+        make = lambda size: DataLoader(Numbers(90), batch_size=size, sampler=Secret(90))  # noqa: E731
+        loader, window = simulated(lambda: make(3), world)[-1]
+        _, position = epoch(loader, window, 4)
+        for first in (True, False):
+            again, window = simulated(lambda: make(size), world)[-1]
+            if first:
+                again.resume_at(position)
+                assert len(epoch(again, window)[0]) == -(-(90 - 12 * world) // (size * world))
+                continue
+            epoch(again, window)
+            again.resume_at(position)
+            with pytest.raises(DataError, match="another order than in the run that was saved"):
+                list(again)
+
     def saved(self, make, stop=2, world=1, **kwargs):
         loader, window = simulated(make, world, **kwargs)[0]
         return epoch(loader, window, stop)[1]

@@ -144,7 +144,7 @@ class Audit:
         elif not isinstance(dataset, IterableDataset):
             shard = replaced.get("batch_sampler", replaced.get("sampler"))
             if isinstance(shard, BatchSamplerShard):
-                self.shard, shard.audited = shard, True
+                self.shard = shard
                 # Policies that stop early or begin again read some samples never or twice, as asked.
                 if self.whole_epochs and self.uneven is None:
                     shard.record, self.cover = [], coverage.IndexCoverage(loader)
@@ -194,8 +194,6 @@ class Audit:
             self.probe = None
         if not self.whole_epochs:
             self.left = self.left - 1 if any(item.shuffles for item, _ in found) else 0
-            if not self.left and self.shard is not None:
-                self.shard.audited = False
         doubt = verdict.judge([item for item, _ in found], self.group.rank, self._name(loader))
         if doubt is not None:
             self._confirm(doubt, loader)

@@ -64,8 +64,6 @@ class BatchSamplerShard(BatchSampler):
         """Called once, before the next iteration draws its order."""
         self.settle: Callable[[], object] | None = None
         """Called once, when the next iteration knows its order, before its first batch is given out."""
-        self.audited = False
-        """Ranks compare the first indices of the order."""
         self.record: list[list[Any]] | None = None
         """The batches that were given out, where somebody asks for them."""
         self.tail = Tail()
@@ -207,8 +205,8 @@ class BatchSamplerShard(BatchSampler):
             self._begin()
             # Drawn at the first batch, where plain torch draws: later use of the same generator agrees.
             order = reading.draw()
-            if self.audited:
-                tail.first = list(order[:FIRST])
+            # A permutation is not kept for it; what is the user's own is not read for it.
+            tail.begins = order[:FIRST] if isinstance(order, array) else order
             last: list[Any] = []
             if has_last:
                 at = full + rank * size
@@ -233,9 +231,13 @@ class BatchSamplerShard(BatchSampler):
         self._begin()
         tail.base = read = origin
         tail.ends = array("q")
-        for number, batch in enumerate(self._walked(origin, [], 0)):
+        first: list[Any] = []
+        tail.begins = first
+        for number, batch in enumerate(self._walked(origin, first, FIRST)):
             size = _samples(batch)
             read += size
+            if len(first) < FIRST:
+                first.extend(batch if isinstance(batch, (list, tuple)) else [batch])
             if number < start:
                 tail.base = read
                 if number < self.head:
@@ -256,12 +258,13 @@ class BatchSamplerShard(BatchSampler):
         rounds = self._split_rounds(walk, first) if self.split_batches else self._whole_rounds(walk, first)
         tail.base = read = origin
         tail.ends = array("q")
+        begins: list[Any] = []
         for number, (batches, valid) in enumerate(rounds):
             if number == 0:
                 tail.fingerprint = crc32(repr(batches).encode()) & 0x3FFFFFFF
-                tail.first = first[: min(origin, FIRST)]
-            if self.audited and tail.first is not None and len(tail.first) < FIRST:
-                tail.first += chain.from_iterable(batches)
+                tail.begins = begins = first[: min(origin, FIRST)]
+            if len(begins) < FIRST:
+                begins += chain.from_iterable(batches)
             tail.valid = valid
             tail.parts = [*map(len, batches), *[0] * (world - len(batches))]
             read += sum(tail.parts) if valid is None else valid

@@ -22,6 +22,7 @@ from .ending import NOTHING
 from .parcels import Parcel, fill_from, join_batches, pack, rows, slice_batch, unpack
 from .placement import mover
 from .plan import EpochCounter, LoaderPlan
+from .position import check_order
 from .progress import Run
 from .tail import Tail
 
@@ -226,6 +227,7 @@ class DataLoaderDispatcher(PreparedLoader):
             rounds, left = self._or_tell(partial(self._start, run))
             ahead = self._or_tell(lambda: next(rounds, None))
         run.settle()
+        self._or_tell(lambda: check_order(run))
         if ahead is None:
             group.broadcast_object(_Head(Parcel([], 0), end=True))
         while ahead is not None:

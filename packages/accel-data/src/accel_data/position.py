@@ -78,10 +78,12 @@ def _inside(loader: Any, run: Run) -> dict[str, Any]:
         "alive": run.reused,
         "generator_start": run.generator,
     }
+    if found["samples"] is not None and not isinstance(loader.dataset, IterableDataset):
+        found["mark"] = run.tail.mark(found["samples"])
     if run.start is not None:
         found["start"] = to_tensors(run.start)
     if run.snapshots is not None:
-        found["state"] = run.snapshots.before(found["own"])
+        found["state"] = run.snapshots.before(found["own"] - 1)
     if run.latest is not None:
         found["loader"] = run.latest
     return found
@@ -253,12 +255,28 @@ def _pending(loader: Any, position: Mapping[str, Any]) -> Pending:
     if here["kind"] == "stream":
         _place_stream(loader, position, found)
     elif position["samples"] is not None:
-        found.samples = position["samples"]
+        found.samples, found.mark = position["samples"], position.get("mark")
     elif same:
         found.drop = found.own * loader._ranks_per_batch()
     else:
         raise _unknown(position)
     return found
+
+
+def check_order(run: Run) -> None:
+    """Raise DataError when a resumed iteration walks another order than the one that was saved."""
+    resumed = run.resumed
+    if resumed is None or resumed.mark is None:
+        return
+    mark = run.tail.mark(resumed.samples)
+    if mark is not None and mark != resumed.mark:
+        raise DataError(
+            "the sampler gives another order than in the run that was saved: some samples would be read "
+            "twice and others never",
+            where=f"epoch {run.epoch}, after {resumed.samples} samples",
+            fix="let its order follow from set_epoch(epoch), from a torch.Generator that it keeps as "
+            ".generator, or from the global generators",
+        )
 
 
 def _check_alike(here: Mapping[str, Any], position: Mapping[str, Any]) -> None:
@@ -335,4 +353,4 @@ def _unknown(position: Mapping[str, Any]) -> DataError:
     )
 
 
-__all__ = ["VERSION", "describe", "resume"]
+__all__ = ["VERSION", "check_order", "describe", "resume"]

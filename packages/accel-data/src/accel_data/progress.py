@@ -46,6 +46,8 @@ class Pending:
     """Samples of a stream that are read and dropped before rounds are cut."""
     same: bool = True
     """Batches are cut as they were: as many ranks, of the same size, by as many workers."""
+    mark: int | None = None
+    """A checksum of how the order begins."""
     start: HostStates | None = None
     """The global generators where the epoch began."""
     generator: torch.Tensor | None = None
@@ -58,7 +60,7 @@ class Pending:
     def from_start(self) -> Pending:
         """Return the start of the same epoch, whose first batches somebody leaves out himself."""
         return replace(
-            self, ended=False, samples=0, batches=0, own=0, origin=0, drop=0, skip=0, loader=None,
+            self, ended=False, samples=0, batches=0, own=0, origin=0, drop=0, skip=0, loader=None, mark=None,
             state=None if self.state is None else {**self.state, "latest": self.state["start"], "batches": 0},
         )  # fmt: skip
 

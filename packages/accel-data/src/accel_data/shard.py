@@ -18,6 +18,7 @@ from .batches import BatchSamplerShard
 from .ending import NOTHING, Ends, policy
 from .placement import placement
 from .plan import EpochCounter, LoaderPlan, Synchronize, check_rng_types
+from .position import check_order
 from .progress import Run
 from .stream import IterableDatasetShard
 from .tail import Tail
@@ -117,6 +118,7 @@ class DataLoaderShard(PreparedLoader):
             with run.apart:
                 current = next(islice(iterator, drop, None) if drop else iterator, NOTHING)
             run.settle()
+            check_order(run)
             self._compare_orders(tail)
             if current is not NOTHING:
                 place = placement(current, plan.device, non_blocking=plan.non_blocking)
@@ -236,6 +238,7 @@ class DataLoaderShard(PreparedLoader):
                 run.known = ends.ended
                 current = ends.take()
             run.settle()
+            check_order(run)
             self._compare_orders(tail)
             first = None if current is None else current.batch
             place = placement(first, plan.device, non_blocking=plan.non_blocking)

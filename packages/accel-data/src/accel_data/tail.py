@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 from accel_core.cursor import LoaderCursor
 
@@ -16,10 +18,10 @@ class Tail:
 
     __slots__ = (
         "base",
+        "begins",
         "count",
         "ends",
         "fingerprint",
-        "first",
         "parts",
         "stride",
         "total",
@@ -36,14 +38,19 @@ class Tail:
         """The order came from a sampler that is walked, so ranks could disagree on it."""
         self.fingerprint = 0
         """A checksum of the first round of a walk."""
-        self.first: list[Any] | None = None
-        """The first indices of the order that all ranks divide between them."""
+        self.begins: Sequence[Any] | None = None
+        """The first indices of the whole order, or more of them; None before the first batch."""
         self.count: int | None = None
         """Batches of this rank in the walk, where arithmetic tells; None: nobody knows before its end."""
         self.base = self.stride = self.total = 0
         """Where rounds begin in the order, the samples of a full one, and those of the order."""
         self.ends: array[int] | None = None
         """How many samples of the order there are up to the end of each batch, where it is walked."""
+
+    @property
+    def first(self) -> list[Any] | None:
+        """The first indices of the order that all ranks divide between them; None: not known."""
+        return None if self.begins is None else list(self.begins[:FIRST])
 
     @property
     def world_batch(self) -> int | None:
@@ -57,6 +64,12 @@ class Tail:
         if self.ends is not None:
             return self.ends[number - 1] if number <= len(self.ends) else None
         return min(self.base + number * self.stride, self.total) if self.stride else None
+
+    def mark(self, samples: int) -> int | None:
+        """Return a checksum of how the order begins, up to ``samples``; None when it is not known."""
+        first = self.first or []
+        count = min(samples, FIRST)
+        return None if len(first) < count else crc32(repr(first[:count]).encode())
 
     def tell(self, cursor: LoaderCursor, rank: int) -> None:
         """Tell ``cursor`` of the last batch of ``rank``; it speaks of the full batch before.
