@@ -27,7 +27,7 @@ class PreemptionAPI:
 
     @cached_property
     def preemption(self) -> PreemptionGuard:
-        """Return what watches signals and deadlines: from the start with PreemptionKwargs, else from now on."""
+        """Return what watches signals and deadlines: from the start with PreemptionKwargs, else from now."""
         from accel_state import leaving, preemption
 
         settings = self._settings.handlers.get("preemption")
@@ -55,8 +55,8 @@ class PreemptionAPI:
         (PreemptionKwargs, and SLURM's end of the job), when a hook of `stop_when` says so, or after
         `request_stop`. All ranks hear it at the same step: where there are several, at the next one or,
         when steps are short, within 0.3 seconds. From the first question on, or from the start with
-        PreemptionKwargs, these signals end the process no longer; a second SIGTERM, more than 5 seconds later, does. Raises CollectiveError inside of
-        join_uneven_inputs.
+        PreemptionKwargs, these signals end the process no longer; a second SIGTERM, more than 5 seconds
+        later, does. Raises CollectiveError inside of join_uneven_inputs.
         """
         if self._window.sealed:
             raise CollectiveError(
