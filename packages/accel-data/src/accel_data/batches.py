@@ -230,12 +230,12 @@ class BatchSamplerShard(BatchSampler):
         """Walk the batches of one process."""
         self._begin()
         tail.base = read = origin
-        tail.ends = array("q")
+        tail.ends = ends = array("q")
         first: list[Any] = []
         tail.begins = first
+        batch: Any = None
         for number, batch in enumerate(self._walked(origin, first, FIRST)):
-            size = _samples(batch)
-            read += size
+            read += _samples(batch)
             if len(first) < FIRST:
                 first.extend(batch if isinstance(batch, (list, tuple)) else [batch])
             if number < start:
@@ -243,10 +243,12 @@ class BatchSamplerShard(BatchSampler):
                 if number < self.head:
                     yield batch
                 continue
-            tail.ends.append(read)
-            tail.parts = [size] if isinstance(batch, (list, tuple)) else None
-            self._settled()
+            if not ends:
+                self._settled()
+            ends.append(read)
             yield batch
+        if isinstance(batch, (list, tuple)):
+            tail.parts = [len(batch)]
 
     def _walk(self, tail: Tail, start: int, origin: int) -> Iterator[list[Any]]:
         """Walk the batches of all ranks, and give out this rank's."""
