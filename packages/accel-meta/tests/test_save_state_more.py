@@ -120,6 +120,28 @@ def test_weights_of_the_next_window_are_divided_by_what_they_would_have_been(tmp
     assert [micro(*run, weight) for weight in (2**24, 2**20)] == wanted
 
 
+@pytest.mark.world(2)
+def test_sums_of_another_number_of_ranks_are_divided_by_another_number(pool, world, tmp_path):
+    def micro(run, rows, value):
+        accelerator, net, optimizer = run
+        with accelerator.accumulate(net):
+            loss = net(torch.full((rows, 2), value)).float().sum() / 65536
+            accelerator.backward(loss, weight=rows)
+            optimizer.step()
+        return optimizer.step_was_skipped
+
+    def saved():
+        run = one(tmp_path, mixed_precision="fp16", gradient_accumulation_steps=2)
+        assert not any([micro(run, 1, 1.0), micro(run, 1, 1.0)])
+        run[0].save_state()
+
+    pool.run(world, saved)
+    run = one(tmp_path, mixed_precision="fp16", gradient_accumulation_steps=2)
+    run[0].resume()
+    # The sum of 8 * 16000 is more than half precision can hold, and their mean is not.
+    assert not any([micro(run, 8, 16000.0), micro(run, 8, 16000.0)])
+
+
 # -- several units ---------------------------------------------------------------------------------
 
 

@@ -135,8 +135,10 @@ def restore_window(
         window.tally.total, window.tally.notes, window.tally.unknown = own["tally"]
     opened = own.get("open")
     if opened is None:
-        # By this the sums of the next window are divided first, and half precision rounds them then.
-        return {"sum": 0.0, "latest": 0.0, "kind": 0, "factor": None, "reference": own.get("reference")}
+        # By this the sums of the next window are divided first, and half precision rounds them then. Another
+        # number of ranks has sums of another size.
+        reference = own.get("reference") if len(states) == world else None
+        return {"sum": 0.0, "latest": 0.0, "kind": 0, "factor": None, "reference": reference}
     window.position, window.divisor = opened["position"], opened["divisor"]
     window.weighted, window.unsettled = opened["weighted"], opened["unsettled"]
     window.sync_gradients = False
