@@ -95,3 +95,42 @@ def test_hooks_that_write_files_are_refused(pool: Any, world: int, tmp_path: Pat
         assert not (tmp_path / "checkpoints").exists()
 
     pool.run(world, run)
+
+
+@pytest.mark.world(1, 2)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_loop_left_because_of_a_stop_goes_on_where_it_was_left(
+    pool: Any, world: int, tmp_path: Path, stopped: bool
+) -> None:
+    def loop(accelerator: Accelerator, loader: Any) -> list[int]:
+        seen = []
+        for number, (x,) in enumerate(loader):
+            seen += accelerator.gather(x).tolist()
+            if stopped and number == 1:
+                accelerator.request_stop("enough")
+            # All ranks hear of it at one step, which may be the next one.
+            if accelerator.should_stop or (not stopped and number == 2):
+                break
+        return seen
+
+    def make() -> tuple[Accelerator, Any]:
+        accelerator = Accelerator(cpu=True, project_dir=str(tmp_path))
+        data = torch.utils.data.TensorDataset(torch.arange(80))
+        return accelerator, accelerator.prepare(torch.utils.data.DataLoader(data, batch_size=4 // world))
+
+    def first() -> list[int]:
+        accelerator, loader = make()
+        seen = loop(accelerator, loader)
+        accelerator.save_state()
+        return seen
+
+    def second() -> tuple[int, list[int]]:
+        accelerator, loader = make()
+        accelerator.resume()
+        epoch = loader.iteration
+        return epoch, [each for (x,) in loader for each in accelerator.gather(x).tolist()]
+
+    seen = pool.run(world, first)[0]
+    epoch, rest = pool.run(world, second)[0]
+    assert epoch == (0 if stopped else 1)
+    assert (seen + rest if stopped else rest) == list(range(80))

@@ -44,6 +44,8 @@ class RunState:
     weighting: Callable[[], Weighting] | None = None
     external: tuple[str, ...] = ()
     """Units whose models are left to hooks."""
+    ending: bool = False
+    """The run was asked to stop: loops that it left by ``break`` are to go on where they were left."""
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     # -- saving ----------------------------------------------------------------------------------
@@ -81,7 +83,8 @@ class RunState:
         }
         if self.scaler is not None:
             self._encoded[layout.SCALER] = _encoded(self._scale(self.scaler), layout.SCALER)
-        positions = {name: each.position() for name, each in names_of(registry, "dataloader")}
+        loaders = names_of(registry, "dataloader")
+        positions = {name: each.position(resume_left=self.ending) for name, each in loaders}
         return {
             "window": run_window.window_state(
                 self.window, registry, None if self.weighting is None else self.weighting()

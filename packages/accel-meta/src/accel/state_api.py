@@ -316,9 +316,13 @@ class StateAPI:
     # -- inside ------------------------------------------------------------------------------------
 
     def _run_state(self) -> RunState:
+        from accel_state import preemption
+
         from .run_state import RunState
 
+        guard = preemption.current()
         return RunState(
+            ending=guard is not None and guard.reason is not None,
             registry=self._registry,
             strategy=self._strategy,
             window=self._window,
