@@ -15,6 +15,7 @@ from typing import Any
 
 from accel_core.protocols import CheckpointIO, Collectives, LonelyCollectives
 
+from .. import process  # noqa: F401 - its function for the end must be there before ours, to run after it
 from .flight import Flight
 from .memory import HostMemory
 from .snapshot import SnapshotSink
@@ -132,8 +133,8 @@ class BackgroundSaver:
 
     def _leaving(self) -> None:
         """Wait before the group is left; what failed is kept for the next call."""
-        # Where the user has interrupted the end of the program, nobody waits any more.
-        if self._flight is not None and threading.main_thread().is_alive():
+        # At the program's end the interpreter has waited, or the user has interrupted that.
+        if self._flight is not None and not _ending:
             self._flight.join()
 
     def _forget(self) -> None:
@@ -146,6 +147,9 @@ _savers: weakref.WeakSet[BackgroundSaver] = weakref.WeakSet()
 _unasked: set[Flight] = set()
 """Saves whose outcome nobody has asked for yet; their savers may be gone."""
 
+_ending = False
+"""Whether the program ends, and the waiting for saves is over."""
+
 
 def _forget_all() -> None:
     _unasked.clear()
@@ -155,9 +159,11 @@ def _forget_all() -> None:
 
 def _at_exit() -> None:
     """Say what nobody has asked for."""
+    global _ending
+    _ending = True
     for flight in _unasked:
         if not flight.ended:
-            _logger.error("Interrupted: the checkpoint %s was not saved", flight.path)
+            _logger.error("Interrupted: the checkpoint %s may not have been saved", flight.path)
         elif flight.error is not None:
             _logger.error("%s", flight.failure())
     if _unasked:
@@ -172,9 +178,12 @@ def _before_exit() -> None:
         flight.join()
 
 
-# What is registered later is called earlier: before concurrent.futures takes no more work.
-threading._register_atexit(_before_exit)  # type: ignore[attr-defined]
-# Threads are joined before this; process groups are left after it, as their module was imported before.
+# What is registered later is called earlier: before concurrent.futures takes no more work. Python has no public
+# name for it; without it the threads are joined all the same.
+_register = getattr(threading, "_register_atexit", None)
+if _register is not None:
+    _register(_before_exit)
+# Threads are joined before this, process groups are left after it.
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
