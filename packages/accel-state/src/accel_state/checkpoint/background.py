@@ -178,8 +178,8 @@ def _before_exit() -> None:
         flight.join()
 
 
-# What is registered later is called earlier: before concurrent.futures takes no more work. Python has no public
-# name for it; without it the threads are joined all the same.
+# What is registered later is called earlier: before concurrent.futures takes no more work. Python has no
+# public name for it; without it the threads are joined all the same.
 _register = getattr(threading, "_register_atexit", None)
 if _register is not None:
     _register(_before_exit)
