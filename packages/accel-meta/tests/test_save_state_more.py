@@ -253,6 +253,40 @@ def test_members_of_an_enum_are_refused_like_other_objects(tmp_path):
         accelerator.save_state()
 
 
+# -- gradients that are zeros ----------------------------------------------------------------------
+
+
+# Not in the body with gradients that are cleared first: whether that is to come cannot be known there.
+@pytest.mark.parametrize(("place", "zero_first"), [("body", False), ("loop", False), ("loop", True)])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_parameters_that_an_update_does_not_use_move_on_as_they_did(tmp_path, place, zero_first, set_to_none):
+    def start():
+        net = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+        return one(tmp_path, net=net, kind=torch.optim.Adam)
+
+    def micro(accelerator, net, optimizer, part, *, save=False):
+        with accelerator.accumulate(net):
+            if zero_first:
+                optimizer.zero_grad(set_to_none=set_to_none)
+            accelerator.backward(net[part](torch.ones(1, 2)).sum())
+            optimizer.step()
+            if not zero_first:
+                optimizer.zero_grad(set_to_none=set_to_none)
+            if save and place == "body":
+                accelerator.save_state()
+        if save and place == "loop":
+            accelerator.save_state()
+        return [each.tolist() for each in net.parameters()]
+
+    run = start()
+    micro(*run, 0)
+    micro(*run, 1, save=True)
+    wanted = micro(*run, 0), micro(*run, 0)
+    run = start()
+    run[0].resume()
+    assert (micro(*run, 0), micro(*run, 0)) == wanted
+
+
 # -- sparse gradients ------------------------------------------------------------------------------
 
 

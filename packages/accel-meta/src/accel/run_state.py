@@ -131,6 +131,7 @@ class RunState:
             "scaler": self.scaler is not None,
             "comm_hooks": HookStates(self.strategy, registry).told(),
             "windows": [each["window"] for each in ranks],
+            "cleared": run_window.cleared(self.window, registry),
         }
 
     # -- loading ---------------------------------------------------------------------------------
@@ -240,6 +241,7 @@ class RunState:
         world = run["world_size"]
         restored = []
         run_window.forget_gradients(registry)
+        run_window.restore_cleared(registry, run.get("cleared", ()))
         for name, optimizer in wrappers_of(registry).items():
             if name in run["optimizers"]:
                 optimizer.go_on(run["optimizers"][name])

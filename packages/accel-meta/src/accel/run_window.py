@@ -169,6 +169,27 @@ def gradients(registry: Registry) -> dict[str, torch.Tensor]:
     }
 
 
+def cleared(window: GradientWindow, registry: Registry) -> list[str]:
+    """Return whose gradients are zeros, or will be before the next backward, by ``unit.parameter``.
+
+    An optimizer moves such parameters on, by momentum and weight decay, and leaves out those without a
+    gradient. It matters for those that the next update does not use.
+    """
+    if is_open(window):
+        return []
+    held = ((name, each) for name, each in gradients(registry).items() if each.layout is torch.strided)
+    return [name for name, gradient in held if not (window.inside and _not_zero(gradient))]
+
+
+def restore_cleared(registry: Registry, names: Sequence[str]) -> None:
+    """Give zeros to those that had them."""
+    wanted = set(names)
+    for unit in registry.units if wanted else ():
+        for parameter, name in parameter_names(unit.model).items():
+            if f"{unit.name}.{name}" in wanted:
+                parameter.grad = torch.zeros_like(parameter)
+
+
 def restore_gradients(
     registry: Registry,
     saved: Sequence[Mapping[str, torch.Tensor]],
@@ -215,9 +236,11 @@ def forget_gradients(registry: Registry) -> None:
 __all__ = [
     "check_open",
     "check_place",
+    "cleared",
     "forget_gradients",
     "gradients",
     "is_open",
+    "restore_cleared",
     "restore_gradients",
     "restore_window",
     "window_state",
