@@ -50,6 +50,8 @@ SLOW = {
     "bench": ("tools/bench/",),
 }
 BASE = {"OMP_NUM_THREADS": "1", **uv_environment()}
+# Two files at a time: many tests wait, for a rank or for a limit of seconds.
+BY_TWO = ("-n", "2", "--dist", "loadfile")
 
 
 @functools.cache
@@ -96,7 +98,8 @@ def tests(session: nox.Session, package: str, hardware: str) -> None:
         session.skip(missing()[hardware])
     # On a machine with nothing but a CPU, tests for other hardware stay: skipped and counted.
     only_cpu = all(missing()[other] for other in HARDWARE if other != "cpu")
-    pytest(session, f"packages/{package}/tests", *(() if only_cpu else ("--hardware", hardware)))
+    chosen = () if only_cpu else ("--hardware", hardware)
+    pytest(session, *BY_TWO, f"packages/{package}/tests", *chosen)
 
 
 @nox.session
@@ -105,7 +108,8 @@ def integration(session: nox.Session) -> None:
     folders = [
         path for path in sorted((ROOT / "tests").iterdir()) if path.is_dir() and path.name not in SEPARATE
     ]
-    pytest(session, *(str(path.relative_to(ROOT)) for path in folders if any(path.glob("test_*.py"))))
+    found = (str(path.relative_to(ROOT)) for path in folders if any(path.glob("test_*.py")))
+    pytest(session, *BY_TWO, *found)
 
 
 @nox.session

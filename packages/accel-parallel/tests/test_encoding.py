@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel_core.errors import CheckpointError
-from accel_parallel.encoding import decode, encode
+from accel_parallel.encoding import decode, encode, owned
 
 PLAIN = (
     st.none()
@@ -153,3 +153,15 @@ def test_what_contains_itself_is_refused():
 def test_what_is_not_of_our_making_is_refused(content):
     with pytest.raises(CheckpointError, match="cannot read"):
         decode(content, {})
+
+
+def test_memory_of_its_own_is_shared_as_before():
+    base = torch.arange(6.0)
+    given = {"whole": base, "part": base[2:4], "square": base.view(2, 3).t(), "empty": torch.empty(0, 3)}
+    got = owned({**given, "other": torch.ones(2, dtype=torch.bfloat16)})
+    assert all(torch.equal(got[name], given[name]) for name in given)
+    assert got["square"].stride() == given["square"].stride()
+    base.zero_()
+    assert got["part"].tolist() == [2.0, 3.0]
+    got["whole"][2] = 9
+    assert (got["part"][0], got["square"][2, 0]) == (9, 9)

@@ -340,12 +340,14 @@ class Accelerator(PrepareAPI, UnevenAPI, ToolsAPI, StateAPI, ModelAPI, Preemptio
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget everything prepared, give cached memory back, and return one None per object given.
 
-        A window that is open is given up.
+        A window that is open is given up, and a save in the background is waited for.
 
         >>> model, optimizer = accelerator.free_memory(model, optimizer)
         """
         released: list[Any] = [None] * len(objects)
         del objects
+        for saver in self._saving:
+            saver.free()
         self._registry.clear()
         self._window.restart()
         clear_device_cache(garbage_collection=True)

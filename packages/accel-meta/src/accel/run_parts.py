@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_core.errors import CheckpointError
 from accel_core.protocols import LoadReport, Unit
+from accel_parallel.encoding import owned
 from accel_parallel.inspection import parameter_names
 from accel_parallel.optimizer_state import compare, load_named_state, named_state
 
@@ -160,7 +161,7 @@ class LooseOptimizers:
         found = []
         for name, optimizer, content in self._stored(source):
             label = f"{name}/tensors"
-            tensors = dict(source.tensors(label)) if label in stored else {}
+            tensors = owned(source.tensors(label)) if label in stored else {}
             load_named_state(optimizer, content, tensors, self._parameters)
             found.append(name)
         return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_core.errors import CheckpointError
 from accel_core.protocols import LoadReport
-from accel_parallel.encoding import decode, encode
+from accel_parallel.encoding import decode, encode, owned
 from accel_state import rng_state
 from accel_state.checkpoint.agreement import together
 
@@ -303,7 +303,7 @@ def _put(sink: StateSink, name: str, encoded: Encoded) -> None:
 
 def _get(source: StateSource, name: str) -> Any:
     label = f"{name}/tensors"
-    tensors = dict(source.tensors(label)) if label in set(source.names()) else {}
+    tensors = owned(source.tensors(label)) if label in set(source.names()) else {}
     return decode(source.json(name), tensors)
 
 
@@ -319,7 +319,7 @@ def _put_ranks(sink: StateSink, name: str, each: Sequence[Encoded]) -> None:
 
 def _get_ranks(source: StateSource, name: str) -> list[Any]:
     content, label = source.json(name), f"{name}/tensors"
-    stored = dict(source.tensors(label)) if label in set(source.names()) else {}
+    stored = owned(source.tensors(label)) if label in set(source.names()) else {}
     found = []
     for rank, each in enumerate(content["each"]):
         start = f"{rank}/"

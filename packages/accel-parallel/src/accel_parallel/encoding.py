@@ -133,6 +133,23 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     raise _unreadable(value)
 
 
+def owned(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``tensors`` in memory of their own, no longer that of a file; those that share it still do.
+
+    For state that stays in use: a file that is mapped may lie on a disk that goes away.
+    """
+    storages: dict[int, torch.UntypedStorage] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        own = storages.setdefault(storage.data_ptr(), storage)
+        if own is storage:
+            own = storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
+        place = (tensor.storage_offset(), tensor.size(), tensor.stride())
+        found[name] = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(own, *place)
+    return found
+
+
 def _unreadable(value: Any) -> CheckpointError:
     return CheckpointError(
         f"State that this version cannot read: {value!r}"[:300],
@@ -199,4 +216,4 @@ _READERS: Mapping[str, Callable[[Any, Mapping[str, torch.Tensor]], Any]] = {
     "numpy": _numpy,
 }
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "owned"]

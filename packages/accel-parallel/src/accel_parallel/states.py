@@ -11,6 +11,7 @@ from torch import nn
 from accel_core.errors import CheckpointError
 from accel_core.protocols import Collectives, LoadReport, StateSink, StateSource, Unit
 
+from .encoding import owned
 from .inspection import bare, clean_name, parameter_names
 from .optimizer import AcceleratedOptimizer
 from .optimizer_state import compare, load_named_state, named_state
@@ -153,7 +154,7 @@ def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
     _fill(unit, values, model)
     for label, optimizer, content in pending:
         # Read once: taking a tensor out of the mapping may mean reading a file.
-        load_named_state(optimizer, content, dict(source.tensors(f"{label}/tensors")), names)
+        load_named_state(optimizer, content, owned(source.tensors(f"{label}/tensors")), names)
     return report
 
 
