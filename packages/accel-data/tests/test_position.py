@@ -756,3 +756,31 @@ def test_a_loader_goes_with_its_last_user(data):
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["seeded", "own generator"])
+@pytest.mark.parametrize(("start", "skipped"), [(1, 0), (0, 4)], ids=["next epoch", "all of the old one"])
+def test_scripts_that_skip_by_themselves_go_on_after_the_end_of_an_epoch(own, start, skipped):
+    """They load a position of the last batch, and count epochs and batches themselves."""
+
+    def make():
+        generator = torch.Generator().manual_seed(1) if own else None
+        torch.manual_seed(5)
+        loader = DataLoader(torch.arange(8), batch_size=2, shuffle=True, generator=generator)
+        return prepare_data_loader(loader, put_on_device=False)
+
+    loader = make()
+    first = [batch.tolist() for batch in loader]
+    wanted = [[batch.tolist() for batch in loader] for _ in range(2)]
+    loader = make()
+    for number, _ in enumerate(loader):
+        if number == 3:
+            position = loader.position()
+    loader = make()
+    loader.resume_at(position)
+    got = []
+    for epoch in range(start, 3):
+        source = skip_first_batches(loader, skipped) if epoch == start else loader
+        got += [[batch.tolist() for batch in source]]
+    assert [each for each in got if each] == wanted
+    assert sorted(chain(*first)) == list(range(8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -16,7 +17,7 @@ from .batches import BatchSamplerShard
 from .opening import Opening
 from .plan import LoaderPlan
 from .position import describe, resume
-from .progress import Run
+from .progress import Pending, Run
 from .samplers import SeedableRandomSampler, samplers_of
 from .stream import IterableDatasetShard, count_rows
 
@@ -240,11 +241,25 @@ class PreparedLoader(Opening):
         self.__dict__["_started"] = True
         return run
 
+    def _past(self, resumed: Pending) -> Pending:
+        """Return where to begin when somebody leaves out batches himself after an epoch that had ended.
+
+        All batches: nothing is left of it. Fewer: he counts from the start of the next epoch.
+        """
+        plan, counter = self._plan, self._plan.epoch
+        left = self._known_length()
+        if plan.skip and (plan.skip >= resumed.batches if left is None else left == 0):
+            plan.skip = 0
+            return resumed
+        counter.go(resumed.epoch + 1)
+        self._tell_all(counter.value)
+        return replace(resumed.from_start(), epoch=counter.value)
+
     def _make_run(self) -> Run:
         plan, counter = self._plan, self._plan.epoch
         resumed = counter.pending
         if resumed is not None and (plan.anew or plan.skip):
-            resumed = resumed.from_start()
+            resumed = self._past(resumed) if resumed.ended else resumed.from_start()
         run = Run(counter.value, resumed, plan.skip)
         if resumed is not None:
             run.first += resumed.batches if resumed.same else 0
