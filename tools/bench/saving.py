@@ -257,8 +257,8 @@ PAGE = """# Saving and loading
 State of about 1 GiB (a model and Adam's moments), one process, one disk. The peer's `save_state` neither
 flushes nor hashes what it writes, its `load_state` verifies nothing, and it has no save in the background.
 Memory that is written to for the first time is slow; the copies of a save in the background are kept, so
-only the first save pays for that. Verifying reads every byte once more: beside a disk that is not felt,
-with all files in memory it takes about as long as the copy into the model.
+only the first save pays for that. Verifying reads every byte once more, and moments get memory of their own:
+beside a disk that is not felt, with all files in memory it is several times the bare copy, over its goal.
 
 """
 
