@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from .preparation import Registry
 
 
+def stored_tensors(source: StateSource, name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors that belong to the value stored as ``name``, in memory of their own."""
+    label = f"{name}/tensors"
+    return owned(source.tensors(label)) if label in set(source.names()) else {}
+
+
 def names_of(registry: Registry, role: str) -> Iterator[tuple[str, Any]]:
     """Yield what was prepared as ``scheduler`` or ``dataloader``, each under a name of its own.
 
@@ -157,12 +163,9 @@ class LooseOptimizers:
 
     def load(self, source: StateSource) -> list[str]:
         """Give them back what is stored of them; return whom."""
-        stored = set(source.names())
         found = []
         for name, optimizer, content in self._stored(source):
-            label = f"{name}/tensors"
-            tensors = owned(source.tensors(label)) if label in stored else {}
-            load_named_state(optimizer, content, tensors, self._parameters)
+            load_named_state(optimizer, content, stored_tensors(source, name), self._parameters)
             found.append(name)
         return found
 
@@ -224,6 +227,7 @@ __all__ = [
     "check_units",
     "load_units",
     "names_of",
+    "stored_tensors",
     "units_of",
     "wrappers_of",
 ]

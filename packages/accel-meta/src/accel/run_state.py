@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from accel_core.errors import CheckpointError
 from accel_core.protocols import LoadReport
-from accel_parallel.encoding import decode, encode, owned
+from accel_parallel.encoding import decode, encode
 from accel_state import rng_state
 from accel_state.checkpoint.agreement import together
 
 from . import checkpoint_layout as layout
 from . import run_window
-from .run_parts import HookStates, LooseOptimizers, check_units, load_units, names_of, units_of, wrappers_of
+from .run_parts import (
+    HookStates,
+    LooseOptimizers,
+    check_units,
+    load_units,
+    names_of,
+    stored_tensors,
+    units_of,
+    wrappers_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -118,17 +127,10 @@ class RunState:
             "format": FORMAT,
             "world_size": len(ranks),
             "step": self.step,
-            "units": {unit.name: type(unit.model).__name__ for unit in units_of(registry)},
+            "parts": self._live(),
             "external": list(self.external),
             "optimizers": {name: each.progress() for name, each in wrappers_of(registry).items()},
-            "loose": LooseOptimizers(registry).names(),
-            "schedulers": {
-                name: {"class": type(each.scheduler).__name__, "marks": list(each.marks)}
-                for name, each in names_of(registry, "scheduler")
-            },
-            "loaders": list(ranks[0]["loaders"]),
-            "custom": {name: type(each).__name__ for name, each in registry.custom.items()},
-            "scaler": self.scaler is not None,
+            "schedules": {name: list(each.marks) for name, each in names_of(registry, "scheduler")},
             "comm_hooks": HookStates(self.strategy, registry).told(),
             "windows": [each["window"] for each in ranks],
             "cleared": run_window.cleared(self.window, registry),
@@ -144,18 +146,20 @@ class RunState:
         """
         together(self.group, lambda: self._check(source, strict=strict), "fit the checkpoint")
         run = source.json(layout.RUN)
+        missing, unexpected, changed = self._compare(run)
+        # State of another class may be taken without a word, and mean something else.
+        taken = run["parts"].keys() - changed.keys()
         reports = [load_units(self.strategy, self.registry, source, self.external, strict=strict)]
-        reports += together(self.group, lambda: [self._give_back(source, run)], "take its state")[
+        reports += together(self.group, lambda: [self._give_back(source, run, taken)], "take its state")[
             self.group.rank
         ]
-        missing, unexpected = self._compare(run)
         return LoadReport(
             restored=tuple(name for report in reports for name in report.restored),
             missing=(*(name for report in reports for name in report.missing), *missing),
             unexpected=(*(name for report in reports for name in report.unexpected), *unexpected),
             mismatched={
                 **{name: why for report in reports for name, why in report.mismatched.items()},
-                **self._changed(run),
+                **changed,
             },
         )
 
@@ -181,8 +185,7 @@ class RunState:
             )
         if strict:
             HookStates(self.strategy, self.registry).check(run["comm_hooks"])
-        missing, unexpected = self._compare(run)
-        changed = self._changed(run)
+        missing, unexpected, changed = self._compare(run)
         if strict and (missing or unexpected or changed):
             lines = [f"not in the checkpoint: {', '.join(missing)}"] if missing else []
             lines += [f"only in the checkpoint: {', '.join(unexpected)}"] if unexpected else []
@@ -193,7 +196,7 @@ class RunState:
                 " strict=False restores what is in both",
             )
         run_window.check_open(
-            self.window, run["windows"], scaled=run["scaler"], scales=self.scaler is not None
+            self.window, run["windows"], scaled=layout.SCALER in run["parts"], scales=self.scaler is not None
         )
         check_units(self.strategy, self.registry, source, self.external, strict=strict)
         LooseOptimizers(self.registry).check(source)
@@ -211,33 +214,18 @@ class RunState:
             live[layout.SCALER] = ""
         return live
 
-    @staticmethod
-    def _saved(run: Mapping[str, Any]) -> dict[str, str]:
-        saved = {f"model of {name}": "" for name in run["units"]}
-        saved.update({name: each["class"] for name, each in run["schedulers"].items()})
-        saved.update({f"{layout.LOADERS}/{name}": "" for name in run["loaders"]})
-        saved.update({f"{layout.CUSTOM}/{name}": kind for name, kind in run["custom"].items()})
-        saved.update(dict.fromkeys(run["loose"], ""))
-        if run["scaler"]:
-            saved[layout.SCALER] = ""
-        return saved
-
-    def _compare(self, run: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        live, saved = self._live(), self._saved(run)
-        return tuple(n for n in live if n not in saved), tuple(n for n in saved if n not in live)
-
-    def _changed(self, run: Mapping[str, Any]) -> dict[str, str]:
-        live, saved = self._live(), self._saved(run)
-        return {
+    def _compare(self, run: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
+        """Return what is only here, what is only in the checkpoint, and what is of another class."""
+        live, saved = self._live(), run["parts"]
+        changed = {
             name: f"a {saved[name]} was saved, this is a {kind}"
             for name, kind in live.items()
             if name in saved and saved[name] != kind
         }
+        return tuple(n for n in live if n not in saved), tuple(n for n in saved if n not in live), changed
 
-    def _give_back(self, source: StateSource, run: Mapping[str, Any]) -> LoadReport:
+    def _give_back(self, source: StateSource, run: Mapping[str, Any], saved: set[str]) -> LoadReport:
         group, registry = self.group, self.registry
-        # State of another class may be taken without a word, and mean something else.
-        saved = self._saved(run).keys() - self._changed(run).keys()
         world = run["world_size"]
         restored = []
         run_window.forget_gradients(registry)
@@ -253,7 +241,7 @@ class RunState:
         self._restore_window(source, run)
         for name, scheduler in names_of(registry, "scheduler"):
             if name in saved:
-                scheduler.marks = tuple(run["schedulers"][name]["marks"])
+                scheduler.marks = tuple(run["schedules"][name])
         if self.scaler is not None and layout.SCALER in saved:
             self.scaler.load_state_dict(_get(source, layout.SCALER))
             restored.append(layout.SCALER)
@@ -302,9 +290,7 @@ def _put(sink: StateSink, name: str, encoded: Encoded) -> None:
 
 
 def _get(source: StateSource, name: str) -> Any:
-    label = f"{name}/tensors"
-    tensors = owned(source.tensors(label)) if label in set(source.names()) else {}
-    return decode(source.json(name), tensors)
+    return decode(source.json(name), stored_tensors(source, name))
 
 
 def _put_ranks(sink: StateSink, name: str, each: Sequence[Encoded]) -> None:
@@ -318,8 +304,7 @@ def _put_ranks(sink: StateSink, name: str, each: Sequence[Encoded]) -> None:
 
 
 def _get_ranks(source: StateSource, name: str) -> list[Any]:
-    content, label = source.json(name), f"{name}/tensors"
-    stored = owned(source.tensors(label)) if label in set(source.names()) else {}
+    content, stored = source.json(name), stored_tensors(source, name)
     found = []
     for rank, each in enumerate(content["each"]):
         start = f"{rank}/"

@@ -71,14 +71,9 @@ def replaceable(target: Path) -> None:
         )
 
 
-def publish(
-    files: Files, folder: Path, target: Path, part: Part, *, number: int, world_size: int, step: int | None
-) -> None:
-    """Make the written ``folder`` the checkpoint ``target``, durable and visible. Raises CheckpointError.
-
-    Until the rename there is the old checkpoint or none; after it the new one.
-    """
-    manifest = Manifest(
+def manifest_of(part: Part, *, number: int, world_size: int, step: int | None) -> Manifest:
+    """Return the manifest of what all ranks wrote, of now."""
+    return Manifest(
         number=number,
         time=datetime.now(UTC).isoformat(),
         world_size=world_size,
@@ -87,6 +82,16 @@ def publish(
         entries=dict(sorted(part.entries.items())),
         files=dict(sorted(part.files.items())),
     )
+
+
+def publish(
+    files: Files, folder: Path, target: Path, part: Part, *, number: int, world_size: int, step: int | None
+) -> None:
+    """Make the written ``folder`` the checkpoint ``target``, durable and visible. Raises CheckpointError.
+
+    Until the rename there is the old checkpoint or none; after it the new one.
+    """
+    manifest = manifest_of(part, number=number, world_size=world_size, step=step)
     _check_presence(folder, manifest.files)
     written(files, folder / MANIFEST, iter([memoryview(manifest.encode())]))
     replaceable(target)
@@ -133,4 +138,4 @@ def _displace(files: Files, folder: Path, target: Path) -> Path | None:
     return old
 
 
-__all__ = ["merged", "publish", "replaceable"]
+__all__ = ["manifest_of", "merged", "publish", "replaceable"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from accel_core.errors import CheckpointError
 
-from ...__about__ import __version__
 from ..address import child, parent, shown
 from ..hashing import digest
 from ..manifest import Manifest
 from ..naming import MANIFEST
-from ..publish import merged
+from ..publish import manifest_of, merged
 from ..sink import Part
 from .listing import Spot, faults, remove, spot, spots, tidy
 from .objects import Objects
@@ -35,16 +32,9 @@ def joined(parts: list[Part]) -> Part:
 def publish(objects: Objects, uri: str, token: str, part: Part, *, world_size: int, step: int | None) -> None:
     """Make what was sent the checkpoint ``uri``, and remove what it replaces. Raises CheckpointError."""
     before = _spots(objects, uri)
-    manifest = Manifest(
-        # Counted, not timed: the clocks of two machines that save one after the other may disagree.
-        number=max((each.number for each in before), default=0) + 1,
-        time=datetime.now(UTC).isoformat(),
-        world_size=world_size,
-        writer=f"accel-state {__version__}",
-        step=step,
-        entries=dict(sorted(part.entries.items())),
-        files=dict(sorted(part.files.items())),
-    )
+    # Counted, not timed: the clocks of two machines that save one after the other may disagree.
+    number = max((each.number for each in before), default=0) + 1
+    manifest = manifest_of(part, number=number, world_size=world_size, step=step)
     text = manifest.encode()
     commit = Commit(
         number=manifest.number,
