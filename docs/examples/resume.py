@@ -80,6 +80,8 @@ def main() -> None:
     accelerator.register_for_checkpointing(progress=progress)
 
     report = accelerator.resume()
+    # Killed early, the first attempt may leave no checkpoint; the launcher's count tells the second from it.
+    first_attempt = report is None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if report is not None:
         accelerator.print(f"going on after {progress.batches} micro-batches")
     for _ in range(loader.iteration, args.epochs):
@@ -92,7 +94,7 @@ def main() -> None:
             progress.batches += 1
             if progress.batches % args.save_every == 0:
                 accelerator.save_state(block=False)
-            if report is None and progress.batches == args.kill_at:
+            if first_attempt and progress.batches == args.kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
     accelerator.wait_for_checkpoint()
     accelerator.print(
