@@ -13,12 +13,12 @@ import torch
 
 from accel_core.errors import CheckpointError
 from accel_core.generators import pack_numpy, pack_python
+from accel_core.trouble import explaining
+from accel_core.weights.pickled import load_plain
 
 from .checkpoint.naming import MANIFEST
-from .checkpoint.trouble import explaining
 from .numpy_standins import replaced, understood
 from .weights import read
-from .weights.unpickle import load_plain
 
 _MOST = 10_000
 """A higher number in the name of a file is no number of an object."""
@@ -182,7 +182,7 @@ def _no_states(rank: int, why: str) -> CheckpointError:
 
 def _plain(path: Path) -> Any:
     with understood():
-        value = load_plain(path)
+        value = load_plain(path, torch.load)
     return replaced(value)
 
 

@@ -1,6 +1,6 @@
 """The documented names of files and their parts."""
 
-from accel_state.weights.layout import (
+from accel_core.weights.layout import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,

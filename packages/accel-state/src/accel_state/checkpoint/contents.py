@@ -7,8 +7,7 @@ import stat
 from pathlib import Path
 
 from accel_core.errors import CheckpointError
-
-from .trouble import explaining
+from accel_core.trouble import explaining
 
 
 def plain_files(folder: Path) -> list[str]:

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# Links are never followed, and a descriptor is not handed to programs that are started meanwhile.
-_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+from accel_core.paths import SAFE_FLAGS
 
 
 class Files:
@@ -22,7 +21,7 @@ class Files:
 
     def create(self, path: Path) -> int:
         """Make a file that is not there yet, and return its descriptor."""
-        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _SAFE, 0o666)
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | SAFE_FLAGS, 0o666)
 
     def write(self, file: int, data: memoryview) -> int:
         """Write some of ``data``, and return how many bytes."""
@@ -36,7 +35,7 @@ class Files:
         """Return once the device has the names in the folder ``path``."""
         if os.name == "nt":
             return  # Windows opens no folders; renames go through its journal.
-        file = os.open(path, os.O_RDONLY | _SAFE)
+        file = os.open(path, os.O_RDONLY | SAFE_FLAGS)
         try:
             _flush(file)
         finally:
@@ -96,11 +95,6 @@ def hasten(file: int, begin: int, count: int) -> None:
         write(file, begin, count, _START)
 
 
-def open_to_read(path: Path) -> int:
-    """Return a descriptor of the file ``path``; a link there is an OSError."""
-    return os.open(path, os.O_RDONLY | _SAFE)
-
-
 def write_all(files: Files, file: int, data: memoryview) -> None:
     """Write all of ``data``, however little the system takes at a time."""
     while data:
@@ -130,4 +124,4 @@ def remove_tree(files: Files, path: Path) -> None:
     files.remove_folder(path)
 
 
-__all__ = ["Files", "folders_of", "hasten", "open_to_read", "remove_tree", "sync_all", "write_all"]
+__all__ = ["Files", "folders_of", "hasten", "remove_tree", "sync_all", "write_all"]

@@ -12,9 +12,10 @@ from pathlib import Path
 import xxhash
 
 from accel_core.errors import CheckpointError
+from accel_core.paths import open_to_read
+from accel_core.trouble import explaining
 
-from .files import Files, hasten, open_to_read, write_all
-from .trouble import explaining
+from .files import Files, hasten, write_all
 
 ALGORITHM = "xxh3_128-64MiB"
 """What new checkpoints are hashed with: XXH3 of 128 bits, several times faster than any disk.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accel_core.errors import CheckpointError
+from accel_core.trouble import explaining
 
 from .manifest import Manifest
 from .naming import MANIFEST
 from .places import committed, side_of
-from .trouble import explaining
 from .verify import read_manifest
 
 # Of a manifest its first lines are enough for the order; the rest may be long.

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from accel_core.errors import CheckpointError
+from accel_core.trouble import explaining
 
 from .files import Files
 from .places import committed, discard, replaced
-from .trouble import explaining
 
 
 def located(path: str | Path) -> Path:

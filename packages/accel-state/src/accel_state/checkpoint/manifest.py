@@ -14,10 +14,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from accel_core.errors import CheckpointError
+from accel_core.paths import inner_path
+from accel_core.plain_json import parse
 
 from .hashing import ALGORITHM, digest, hasher
-from .naming import MANIFEST, clash, inner_path
-from .plain_json import parse
+from .naming import MANIFEST, clash
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 from accel_core.errors import CheckpointError
+from accel_core.paths import shown
 
 MANIFEST = "manifest.json"
 """The file that makes a folder a checkpoint."""
@@ -26,7 +26,7 @@ def fit(name: object) -> str:
     reason = _unfit(name)
     if reason or not isinstance(name, str):
         raise CheckpointError(
-            f"{_shown(name)} cannot be a name in a checkpoint: {reason}",
+            f"{shown(name)} cannot be a name in a checkpoint: {reason}",
             fix="use letters, digits, '-', '_', '.' inside, and '/' between parts",
         )
     return name
@@ -42,39 +42,12 @@ def _unfit(name: object) -> str:
         if not part:
             return "a part of it is empty, or it begins or ends with a slash"
         if part.startswith("."):
-            return f"its part {_shown(part)} begins with a dot"
+            return f"its part {shown(part)} begins with a dot"
         if part.endswith((" ", ".")):
-            return f"its part {_shown(part)} ends with a dot or a space"
+            return f"its part {shown(part)} ends with a dot or a space"
         if len(part.encode()) > _MOST_BYTES:
             return f"a part of it is longer than {_MOST_BYTES} bytes"
     return ""
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def inner_path(path: object) -> PurePosixPath:
-    """Return a path that a manifest names; raise CheckpointError unless it stays inside the checkpoint.
-
-    Components name their own files, so more is allowed than in `fit`: dots in front and longer parts.
-    """
-    wrong = (
-        not isinstance(path, str)
-        or not path
-        or "\0" in path
-        or "\\" in path
-        or path.startswith("/")
-        or re.match(r"[A-Za-z]:", path) is not None
-        or any(part in {"", ".", ".."} for part in path.split("/"))
-    )
-    if wrong:
-        raise CheckpointError(
-            f"The manifest names the file {_shown(path)}, which is not a path inside the checkpoint",
-            fix="do not use this checkpoint: it is damaged, or was made to reach other files",
-        )
-    return PurePosixPath(str(path))
 
 
 def clash(paths: Iterable[str]) -> str:
@@ -95,4 +68,4 @@ def clash(paths: Iterable[str]) -> str:
     return ""
 
 
-__all__ = ["MANIFEST", "clash", "fit", "inner_path"]
+__all__ = ["MANIFEST", "clash", "fit"]

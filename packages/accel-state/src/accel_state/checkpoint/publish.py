@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from accel_core.errors import CheckpointError
+from accel_core.trouble import explaining
 
 from ..__about__ import __version__
 from .contents import plain_files
@@ -18,7 +19,6 @@ from .manifest import FileRecord, Manifest
 from .naming import MANIFEST
 from .places import committed, discard, side_of
 from .sink import Part
-from .trouble import explaining
 from .verify import read_manifest
 
 

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
+from accel_core import plain_json
 from accel_core.errors import CheckpointError
+from accel_core.paths import open_to_read
+from accel_core.trouble import explaining
 
-from . import plain_json
 from .contents import plain_files
-from .files import Files, open_to_read
+from .files import Files
 from .hashing import read_hash, written
 from .manifest import Entry, FileRecord, TensorRecord
 from .naming import MANIFEST, fit
 from .places import Lock
 from .sharing import plan
 from .tensor_file import pieces
-from .trouble import explaining
 
 
 @dataclass(slots=True)

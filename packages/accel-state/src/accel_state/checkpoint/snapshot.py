@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from accel_core import plain_json
 from accel_core.errors import CheckpointError
 from accel_core.protocols import StateSink
+from accel_core.trouble import explaining
 
-from . import plain_json
 from .address import is_uri
 from .contents import plain_files
 from .files import Files, remove_tree
@@ -23,7 +24,6 @@ from .memory import HostMemory
 from .naming import fit
 from .places import Lock, claim
 from .sharing import Plan, plan
-from .trouble import explaining
 
 Tensors = dict[str, torch.Tensor]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from accel_core import plain_json
 from accel_core.errors import CheckpointError
+from accel_core.trouble import explaining
+from accel_core.weights.header import Place
 
-from . import plain_json
 from .manifest import Entry, Kind, Manifest
 from .placing import placed
-from .tensor_header import Place
-from .trouble import explaining
 
 
 class CheckpointSource:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accel_core.errors import CheckpointError
 from accel_core.protocols import Collectives, LonelyCollectives, StateSink
+from accel_core.trouble import explaining
 
 from .agreement import together, withdraw
 from .files import Files
@@ -21,7 +22,6 @@ from .publish import merged, publish, replaceable
 from .rotation import surplus
 from .sink import CheckpointSink, Part
 from .source import CheckpointSource
-from .trouble import explaining
 from .verify import Verify, faults, read_manifest, refuse
 from .whole import whole
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from accel_core.errors import CheckpointError
+from accel_core.weights.header import METADATA, MOST_HEADER, Place, read_header
 
 from .hashing import PIECE
-from .tensor_header import METADATA, MOST_HEADER, Place, read_header
 
 ALIGNMENT = 64
 """Tensors begin at a multiple of it in the file as far as their sizes allow: mapped, they need no copy."""

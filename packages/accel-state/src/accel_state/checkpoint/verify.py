@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from accel_core.errors import CheckpointError
+from accel_core.paths import open_to_read
+from accel_core.trouble import explained, explaining
 
 from .contents import plain_files
-from .files import open_to_read
 from .hashing import joined, part_hash, parts_of
 from .manifest import MOST_BYTES, Entry, Manifest, decode
 from .naming import MANIFEST
-from .trouble import explained, explaining
 
 Verify = Literal["hashes", "sizes"]
 """How closely a checkpoint is looked at: every byte, or what is there, how long it is, and every header."""

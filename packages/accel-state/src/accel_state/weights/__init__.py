@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING
 from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
+    from accel_core.sizes import parse_size as parse_size
+
     from .reader import Weights as Weights
     from .reader import read as read
-    from .sizes import parse_size as parse_size
     from .writer import save as save
 
 _NAMES = {
     "Weights": ".reader",
-    "parse_size": ".sizes",
+    "parse_size": "accel_core.sizes",
     "read": ".reader",
     "save": ".writer",
 }

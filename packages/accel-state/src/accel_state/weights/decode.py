@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from accel_core.errors import CheckpointError
+from accel_core.weights.header import read_whole_header
+from accel_core.weights.pickled import load_plain
 
 from ..checkpoint.manifest import Entry, TensorRecord
 from ..checkpoint.source import StoredTensors
 from ..checkpoint.tensor_file import CODES
-from ..checkpoint.tensor_header import read_whole_header
-from .unpickle import load_plain
 
 _NAMES = {code: str(dtype).removeprefix("torch.") for dtype, code in CODES.items()}
 
@@ -41,7 +41,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def read_pickled(path: Path) -> Mapping[str, torch.Tensor]:
     """Return what ``torch.save`` wrote, if it is tensors by name. Raises CheckpointError."""
-    found = load_plain(path)
+    found = load_plain(path, torch.load)
     if not isinstance(found, Mapping):
         raise CheckpointError(
             f"{path.name} holds a {type(found).__name__}, no tensors by name", where=str(path)

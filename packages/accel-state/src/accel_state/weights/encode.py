@@ -11,10 +11,10 @@ from typing import IO, cast
 import torch
 
 from accel_core.errors import CheckpointError
+from accel_core.trouble import explaining
 
 from ..checkpoint.files import Files, write_all
 from ..checkpoint.tensor_file import CODES, pieces
-from ..checkpoint.trouble import explaining
 from .shards import Shard
 
 Writer = Callable[[Files, Path, Shard], None]

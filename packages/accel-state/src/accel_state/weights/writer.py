@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from accel_core.errors import CheckpointError
+from accel_core.sizes import parse_size
+from accel_core.trouble import explaining
+from accel_core.weights.layout import FAMILIES, PICKLED, SAFE, Family
 
 from ..checkpoint.files import Files
 from ..checkpoint.places import STALE_AFTER
-from ..checkpoint.trouble import explaining
 from .encode import Writer, check_safe, write_pickled, write_safe, write_text
-from .layout import FAMILIES, PICKLED, SAFE, Family
 from .shards import Shard, divide
-from .sizes import parse_size
 
 _TEMPORARY = re.compile(r"\..+\.accel-[0-9a-f]{12}")
 

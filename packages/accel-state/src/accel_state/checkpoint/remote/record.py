@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from accel_core.plain_json import parse
+
 from ..hashing import ALGORITHM, digest
 from ..manifest import MOST_BYTES
-from ..plain_json import parse
 from .trouble import DamagedError
 
 MOST_RECORD = 4096

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accel_core.errors import CheckpointError
+from accel_core.trouble import explaining
 
 from ..places import abandoned, machine
-from ..trouble import explaining
 
 
 class Room:

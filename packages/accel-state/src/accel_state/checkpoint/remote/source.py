@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from accel_core import plain_json
 from accel_core.errors import CheckpointError
+from accel_core.trouble import explaining
 
-from .. import plain_json
 from ..address import child, shown
 from ..hashing import digest
 from ..manifest import Entry, Kind, Manifest
 from ..placing import placed
 from ..source import StoredTensors
-from ..trouble import explaining
 from .listing import faults, manifest_of
 from .objects import Objects
 from .record import Commit

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from accel_core.errors import CheckpointError
 from accel_core.protocols import Collectives, LonelyCollectives, StateSink
+from accel_core.trouble import explaining
 
 from ..address import child, normal, shown
 from ..agreement import together, withdraw
 from ..places import machine
 from ..rotation import older
 from ..sink import Part
-from ..trouble import explaining
 from ..verify import Verify
 from ..whole import whole
 from .listing import RemoteListed, checkpoints, good, newest, remove, spot, spots, tidy

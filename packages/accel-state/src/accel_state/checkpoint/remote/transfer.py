@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from accel_core.trouble import explaining
+
 from ..address import child, shown
 from ..hashing import PART, joined, parts_of, read_hash
 from ..manifest import FileRecord
-from ..trouble import explaining
 from .objects import Objects
 from .threads import in_threads
 from .trouble import DamagedError

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_core.errors import CheckpointError
-
-from .files import open_to_read
-from .plain_json import parse
-from .trouble import explaining
+from ..errors import CheckpointError
+from ..paths import open_to_read
+from ..plain_json import parse
+from ..trouble import explaining
 
 MOST_HEADER = 100_000_000
 """Bytes of a header, as the library has it."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from accel_core.errors import CheckpointError
+from ..errors import CheckpointError
 
 _MOST_LETTERS = 200
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, load: Callable[..., Any]) -> Any:
     """Return tensors and plain containers from a file, tensors on the CPU and mapped where they can be.
+
+    ``load`` is ``torch.load``, which this package does not have.
 
     Raises CheckpointError for a file that is damaged, or holds more: functions to call, objects of classes.
     """
@@ -26,7 +27,7 @@ def load_plain(path: Path) -> Any:
         with warnings.catch_warnings():
             # Either it is read or there is an error.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path.name} holds more than tensors and plain containers: {_reason(error)}",

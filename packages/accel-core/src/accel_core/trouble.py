@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accel_core.errors import CheckpointError
+from .errors import CheckpointError
 
 _FIXES = {
     errno.ENOSPC: "free some space, keep fewer checkpoints, or save elsewhere",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from accel_core.errors import CheckpointError
+from .errors import CheckpointError
 
 _DEEPEST = 200
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from accel_core.errors import ConfigError, Fault
+from .errors import ConfigError, Fault
 
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([KkMGT]?)(i?)B\s*")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
