@@ -34,7 +34,7 @@ nox.options.sessions = ["lint", "types", "layers", "tests", "integration"]
 # The hardware that tests declare by a marker of accel_core.testing.
 HARDWARE = ("cpu", "gpu", "mps", "hpu")
 # Suites of tests/ that have a session of their own.
-SEPARATE = ("faults", "remote", "wheels")
+SEPARATE = ("faults", "models", "remote", "wheels")
 LEAVES = ("preemption", "leaving", "deadline", "stop_signals", "joining")
 # Slow suites, run by ci only when the change concerns what they cover.
 SLOW = {
@@ -47,6 +47,7 @@ SLOW = {
         "tests/faults/",
     ),
     "remote": ("packages/accel-state/src/accel_state/checkpoint/remote/", "tests/remote/"),
+    "models": ("packages/accel-bigmodel/", "packages/accel-core/src/accel_core/weights/", "tests/models/"),
     "bench": ("tools/bench/",),
 }
 BASE = {"OMP_NUM_THREADS": "1", **uv_environment()}
@@ -124,6 +125,12 @@ def faults(session: nox.Session) -> None:
 def remote(session: nox.Session) -> None:
     """Save to and load from a server that speaks S3, which breaks off, denies and garbles."""
     pytest(session, "tests/remote", python=str(environments.remote(BASE)))
+
+
+@nox.session
+def models(session: nox.Session) -> None:
+    """Load, dispatch and quantize real model classes with random weights."""
+    pytest(session, *BY_TWO, "tests/models", python=str(environments.models(BASE)))
 
 
 @nox.session

@@ -46,6 +46,11 @@ def remote(environment: Mapping[str, str]) -> Path:
     return _synchronised("remote", members, "remote", environment)
 
 
+def models(environment: Mapping[str, str]) -> Path:
+    """Return the Python of the environment with real model classes and quantizers, and every package."""
+    return _synchronised("models", packages(), "models", environment)
+
+
 def fresh(place: Path, requirements: Iterable[str], environment: Mapping[str, str]) -> Path:
     """Make an environment at ``place`` with ``requirements`` and what they declare; return its Python."""
     shutil.rmtree(place, ignore_errors=True)
