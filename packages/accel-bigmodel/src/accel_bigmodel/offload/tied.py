@@ -1,0 +1,74 @@
+"""Tensors that several modules use: moved once, and one object for all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+
+
+class TiedTensors:
+    """What modules share of the tensors of each group; ``groups`` are the names that stand for one tensor.
+
+    One for a dispatched model and an execution device. Safe in threads.
+    """
+
+    def __init__(self, groups: Iterable[Sequence[str]] = ()) -> None:
+        self._groups: dict[str, tuple[str, ...]] = {}
+        for group in groups:
+            names = tuple(group)
+            self._groups.update(dict.fromkeys(names, names))
+        self._placeholders: dict[str, torch.Tensor] = {}
+        self._here: dict[tuple[str, torch.device], tuple[torch.Tensor, int]] = {}
+        self._restored: dict[tuple[str, torch.device], torch.Tensor] = {}
+        self._lock = threading.RLock()
+
+    def group(self, name: str) -> str | None:
+        """Return the first name of the group that ``name`` is in, or None."""
+        names = self._groups.get(name)
+        return None if names is None else names[0]
+
+    def spelled(self, name: str, source: Mapping[str, torch.Tensor]) -> str:
+        """Return the name under which ``source`` has the tensor: its own, or another of its group."""
+        if name in source:
+            return name
+        return next(self._others(name, source), name)
+
+    def _others(self, name: str, source: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        return (other for other in self._groups.get(name, ()) if other in source)
+
+    def placeholder(self, group: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the one placeholder of a group."""
+        with self._lock:
+            if group not in self._placeholders:
+                self._placeholders[group] = make()
+            return self._placeholders[group]
+
+    def acquire(self, group: str, device: torch.device, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the group's tensor on ``device``, made unless somebody has it; `release` it after use."""
+        with self._lock:
+            held = self._here.get((group, device))
+            tensor, count = held if held is not None else (make(), 0)
+            self._here[group, device] = (tensor, count + 1)
+            return tensor
+
+    def release(self, group: str, device: torch.device) -> None:
+        """Give back what `acquire` returned; the last one drops it."""
+        with self._lock:
+            tensor, count = self._here[group, device]
+            if count == 1:
+                del self._here[group, device]
+            else:
+                self._here[group, device] = (tensor, count - 1)
+
+    def restored(self, group: str, device: torch.device, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the group's tensor on ``device`` as it stays there for good."""
+        with self._lock:
+            key = (group, device)
+            if key not in self._restored:
+                self._restored[key] = make()
+            return self._restored[key]
+
+
+__all__ = ["TiedTensors"]
