@@ -68,10 +68,17 @@ def read_whole_header(path: Path, where: str) -> tuple[dict[str, Place], dict[st
     texts = header.pop(METADATA, None) or {}
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise _lie(where, f"its {METADATA} are no texts by name")
-    start = 8 + length
+    return checked(header, 8 + length, size, where), texts
+
+
+def checked(header: Mapping[str, Any], start: int, size: int, where: str) -> dict[str, Place]:
+    """Return what a header says, without its texts, of a file of ``size`` bytes whose data begins at ``start``.
+
+    Raises CheckpointError for what cannot be true.
+    """
     found = {name: _place(name, value, start, size, where) for name, value in header.items()}
     _gapless(found, start, size, where)
-    return found, texts
+    return found
 
 
 def _read_exactly(file: int, count: int) -> bytes:
@@ -131,4 +138,4 @@ def _lie(where: str, what: str) -> CheckpointError:
     )
 
 
-__all__ = ["METADATA", "MOST_HEADER", "WIDTHS", "Place", "read_header", "read_whole_header"]
+__all__ = ["METADATA", "MOST_HEADER", "WIDTHS", "Place", "checked", "read_header", "read_whole_header"]
