@@ -72,7 +72,7 @@ def read_whole_header(path: Path, where: str) -> tuple[dict[str, Place], dict[st
 
 
 def checked(header: Mapping[str, Any], start: int, size: int, where: str) -> dict[str, Place]:
-    """Return what a header says, without its texts, of a file of ``size`` bytes whose data begins at ``start``.
+    """Return what a header without texts says of a file of ``size`` bytes whose data begins at ``start``.
 
     Raises CheckpointError for what cannot be true.
     """

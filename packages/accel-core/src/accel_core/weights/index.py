@@ -62,7 +62,7 @@ def locate(path: str | os.PathLike[str]) -> WeightFiles:
             raise CheckpointError(f"There is no file {found}", fix="check the path")
     if found.suffix != ".json":
         return WeightFiles(found, (found,), None)
-    places = _weight_map(found)
+    places = read_places(found)
     for name in dict.fromkeys(places.values()):
         if not (found.parent / name).exists():
             lost = [key for key, value in places.items() if value == name]
@@ -108,7 +108,8 @@ def _found(folder: Path) -> Path:
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def read_places(index: Path) -> dict[str, str]:
+    """Return the file of each name, relative to the index. Raises CheckpointError for one that misleads."""
     with explaining("read the index of the weights", index):
         real = index.resolve(strict=True)
         size = real.stat().st_size
@@ -150,4 +151,4 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MOST_SHOWN]) + rest
 
 
-__all__ = ["WeightFiles", "locate", "real_file"]
+__all__ = ["WeightFiles", "locate", "read_places", "real_file"]
