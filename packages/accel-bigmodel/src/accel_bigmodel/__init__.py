@@ -7,6 +7,8 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .quantization.config import BnbQuantizationConfig as BnbQuantizationConfig
+    from .quantization.config import TorchaoQuantizationConfig as TorchaoQuantizationConfig
     from .sizes import calculate_maximum_sizes as calculate_maximum_sizes
     from .sizes import compute_module_sizes as compute_module_sizes
     from .sizes import find_tied_parameters as find_tied_parameters
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from .skeleton import init_on_device as init_on_device
 
 _NAMES = {
+    "BnbQuantizationConfig": ".quantization.config",
+    "TorchaoQuantizationConfig": ".quantization.config",
     "calculate_maximum_sizes": ".sizes",
     "compute_module_sizes": ".sizes",
     "find_tied_parameters": ".sizes",

@@ -1,0 +1,16 @@
+"""Models with quantized weights: made from any checkpoint, saved, loaded, and offloaded."""
+
+from typing import TYPE_CHECKING
+
+from accel_core.lazy import lazy_door
+
+if TYPE_CHECKING:
+    from .config import BnbQuantizationConfig as BnbQuantizationConfig
+    from .config import TorchaoQuantizationConfig as TorchaoQuantizationConfig
+
+_NAMES = {
+    "BnbQuantizationConfig": ".config",
+    "TorchaoQuantizationConfig": ".config",
+}
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_door(__name__, _NAMES)
