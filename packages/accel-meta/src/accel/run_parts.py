@@ -17,6 +17,7 @@ from . import checkpoint_layout as layout
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.optim import Optimizer
 
     from accel_core.protocols import StateSource, Strategy
     from accel_parallel import AcceleratedOptimizer
@@ -50,40 +51,39 @@ def names_of(registry: Registry, role: str) -> Iterator[tuple[str, Any]]:
         count += 1
 
 
-def units_of(registry: Registry) -> list[Unit]:
-    """Return every unit with all optimizers that hold its parameters only, whenever they were prepared."""
-    taken: set[int] = set()
-    units = []
-    for unit in registry.units:
-        own = set(parameter_names(unit.model))
-        mine = []
-        for optimizer in registry.optimizers:
-            held = [p for group in optimizer.param_groups for p in group["params"]]
-            if id(optimizer) not in taken and all(parameter in own for parameter in held):
-                taken.add(id(optimizer))
-                mine.append(optimizer.optimizer)
-        units.append(replace(unit, optimizers=tuple(mine)))
-    return units
+class Parts:
+    """The models of a run with their optimizers, told apart once for a save or a load."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.units: list[Unit] = []
+        """Every unit with all optimizers that hold its parameters only, whenever they were prepared."""
+        named: dict[nn.Parameter, str] = {}
+        waiting = {id(each.optimizer): each for each in registry.optimizers}
+        found: dict[str, AcceleratedOptimizer] = {}
+        for unit in registry.units:
+            own = parameter_names(unit.model)
+            named.update({parameter: f"{unit.name}.{name}" for parameter, name in own.items()})
+            mine = [each for each in waiting.values() if all(p in own for p in _held(each))]
+            for number, each in enumerate(mine):
+                del waiting[id(each.optimizer)]
+                found[layout.shown(f"{unit.name}/optimizer_{number}")] = each
+            self.units.append(replace(unit, optimizers=tuple(each.optimizer for each in mine)))
+        shared = {f"shared_optimizer_{number}": each for number, each in enumerate(waiting.values())}
+        self.wrappers: dict[str, AcceleratedOptimizer] = found | shared
+        """Every prepared optimizer by the name of its state."""
+        self.loose = LooseOptimizers({name: each.optimizer for name, each in shared.items()}, named)
 
 
-def wrappers_of(registry: Registry) -> dict[str, AcceleratedOptimizer]:
-    """Return every prepared optimizer by the name of its state."""
-    by_inner = {id(each.optimizer): each for each in registry.optimizers}
-    found = {
-        layout.shown(f"{unit.name}/optimizer_{number}"): by_inner.pop(id(inner))
-        for unit in units_of(registry)
-        for number, inner in enumerate(unit.optimizers)
-    }
-    loose = (each for each in registry.optimizers if id(each.optimizer) in by_inner)
-    return found | {f"shared_optimizer_{number}": each for number, each in enumerate(loose)}
+def _held(optimizer: AcceleratedOptimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _sources(
-    strategy: Strategy, registry: Registry, source: StateSource, external: Sequence[str], *, strict: bool
+    strategy: Strategy, units: Sequence[Unit], source: StateSource, external: Sequence[str], *, strict: bool
 ) -> Iterator[tuple[Unit, StateSource | None]]:
     """Yield each unit with what it is loaded from; None where nothing is stored and that is allowed."""
     stored = set(source.names())
-    for unit in units_of(registry):
+    for unit in units:
         own = f"{unit.name}/model"
         if not strict and unit.name not in external and layout.shown(own) not in stored:
             yield unit, None
@@ -93,25 +93,25 @@ def _sources(
 
 
 def check_units(
-    strategy: Strategy, registry: Registry, source: StateSource, external: Sequence[str], *, strict: bool
+    strategy: Strategy, units: Sequence[Unit], source: StateSource, external: Sequence[str], *, strict: bool
 ) -> None:
     """Raise what `load_units` would, before any of several units is changed, as far as the strategy can."""
     check = getattr(strategy.states, "check", None)
     if check is not None:
-        for unit, found in _sources(strategy, registry, source, external, strict=strict):
+        for unit, found in _sources(strategy, units, source, external, strict=strict):
             if found is not None:
                 check(unit, found, strict=strict)
 
 
 def load_units(
-    strategy: Strategy, registry: Registry, source: StateSource, external: Sequence[str], *, strict: bool
+    strategy: Strategy, units: Sequence[Unit], source: StateSource, external: Sequence[str], *, strict: bool
 ) -> LoadReport:
     """Give models and optimizers their state; models of ``external`` units stay as they are. Collective."""
     restored: list[str] = []
     missing: list[str] = []
     unexpected: list[str] = []
     mismatched: dict[str, str] = {}
-    for unit, found in _sources(strategy, registry, source, external, strict=strict):
+    for unit, found in _sources(strategy, units, source, external, strict=strict):
         if found is None:
             missing.append(f"{unit.name}/model")
             continue
@@ -130,17 +130,9 @@ def load_units(
 class LooseOptimizers:
     """Optimizers that hold the parameters of several models, or of none that was prepared."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._optimizers = {
-            name: each.optimizer
-            for name, each in wrappers_of(registry).items()
-            if name.startswith("shared_optimizer_")
-        }
-        self._parameters: dict[nn.Parameter, str] = {
-            parameter: f"{unit.name}.{name}"
-            for unit in registry.units
-            for parameter, name in parameter_names(unit.model).items()
-        }
+    def __init__(self, optimizers: Mapping[str, Optimizer], parameters: Mapping[nn.Parameter, str]) -> None:
+        self._optimizers = optimizers
+        self._parameters = parameters
 
     def names(self) -> list[str]:
         """Return their names."""
@@ -165,7 +157,9 @@ class LooseOptimizers:
         """Give them back what is stored of them; return whom."""
         found = []
         for name, optimizer, content in self._stored(source):
-            load_named_state(optimizer, content, stored_tensors(source, name), self._parameters)
+            label = f"{name}/tensors"
+            tensors = source.tensors(label) if label in set(source.names()) else {}
+            load_named_state(optimizer, content, tensors, self._parameters)
             found.append(name)
         return found
 
@@ -224,10 +218,9 @@ class HookStates:
 __all__ = [
     "HookStates",
     "LooseOptimizers",
+    "Parts",
     "check_units",
     "load_units",
     "names_of",
     "stored_tensors",
-    "units_of",
-    "wrappers_of",
 ]

@@ -16,13 +16,11 @@ from . import checkpoint_layout as layout
 from . import run_window
 from .run_parts import (
     HookStates,
-    LooseOptimizers,
+    Parts,
     check_units,
     load_units,
     names_of,
     stored_tensors,
-    units_of,
-    wrappers_of,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +54,13 @@ class RunState:
     ending: bool = False
     """The run was asked to stop: loops that it left by ``break`` are to go on where they were left."""
     _encoded: dict[str, Encoded] = field(default_factory=dict)
+    _known: Parts | None = None
+
+    @property
+    def _parts(self) -> Parts:
+        if self._known is None:
+            self._known = Parts(self.registry)
+        return self._known
 
     # -- saving ----------------------------------------------------------------------------------
 
@@ -76,7 +81,7 @@ class RunState:
         """Write all of it; ``ranks`` is what `collect` returned. Collective."""
         together(self.group, lambda: self._write(sink, ranks), "write its state")
         laid_out = layout.LaidOutSink(sink, without=self.external)
-        for unit in units_of(self.registry):
+        for unit in self._parts.units:
             self.strategy.states.save(unit, laid_out)
 
     def _own(self) -> dict[str, Any]:
@@ -88,7 +93,7 @@ class RunState:
                 f"{layout.CUSTOM}/{name}": _encoded(each.state_dict(), name)
                 for name, each in registry.custom.items()
             },
-            **LooseOptimizers(registry).encoded(),
+            **self._parts.loose.encoded(),
         }
         if self.scaler is not None:
             self._encoded[layout.SCALER] = _encoded(self._scale(self.scaler), layout.SCALER)
@@ -129,7 +134,7 @@ class RunState:
             "step": self.step,
             "parts": self._live(),
             "external": list(self.external),
-            "optimizers": {name: each.progress() for name, each in wrappers_of(registry).items()},
+            "optimizers": {name: each.progress() for name, each in self._parts.wrappers.items()},
             "schedules": {name: list(each.marks) for name, each in names_of(registry, "scheduler")},
             "comm_hooks": HookStates(self.strategy, registry).told(),
             "windows": [each["window"] for each in ranks],
@@ -149,7 +154,7 @@ class RunState:
         missing, unexpected, changed = self._compare(run)
         # State of another class may be taken without a word, and mean something else.
         taken = run["parts"].keys() - changed.keys()
-        reports = [load_units(self.strategy, self.registry, source, self.external, strict=strict)]
+        reports = [load_units(self.strategy, self._parts.units, source, self.external, strict=strict)]
         reports += together(self.group, lambda: [self._give_back(source, run, taken)], "take its state")[
             self.group.rank
         ]
@@ -198,18 +203,18 @@ class RunState:
         run_window.check_open(
             self.window, run["windows"], scaled=layout.SCALER in run["parts"], scales=self.scaler is not None
         )
-        check_units(self.strategy, self.registry, source, self.external, strict=strict)
-        LooseOptimizers(self.registry).check(source)
+        check_units(self.strategy, self._parts.units, source, self.external, strict=strict)
+        self._parts.loose.check(source)
 
     def _live(self) -> dict[str, str]:
         """Return what this run has, by name, and of which class it is where another would be wrong."""
         registry = self.registry
-        live = {f"model of {unit.name}": "" for unit in units_of(registry)}
+        live = {f"model of {unit.name}": "" for unit in self._parts.units}
         live.update({name: type(each.scheduler).__name__ for name, each in names_of(registry, "scheduler")})
         live.update({f"{layout.LOADERS}/{name}": "" for name, _ in names_of(registry, "dataloader")})
         custom = registry.custom.items()
         live.update({f"{layout.CUSTOM}/{name}": type(each).__name__ for name, each in custom})
-        live.update(dict.fromkeys(LooseOptimizers(registry).names(), ""))
+        live.update(dict.fromkeys(self._parts.loose.names(), ""))
         if self.scaler is not None:
             live[layout.SCALER] = ""
         return live
@@ -230,10 +235,10 @@ class RunState:
         restored = []
         run_window.forget_gradients(registry)
         run_window.restore_cleared(registry, run.get("cleared", ()))
-        for name, optimizer in wrappers_of(registry).items():
+        for name, optimizer in self._parts.wrappers.items():
             if name in run["optimizers"]:
                 optimizer.go_on(run["optimizers"][name])
-        restored += LooseOptimizers(registry).load(source)
+        restored += self._parts.loose.load(source)
         for name, scheduler in names_of(registry, "scheduler"):
             if name in saved:
                 scheduler.load_state_dict(_get(source, name))

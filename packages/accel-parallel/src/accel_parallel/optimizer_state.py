@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch.optim import Optimizer
 
 from accel_core.errors import CheckpointError
 
-from .encoding import decode, encode
+from .encoding import decode, encode, owned
+from .filling import fill
 
 FORMAT = 1
 
@@ -109,7 +111,10 @@ def load_named_state(
     """Give the optimizer what ``named_state`` returned, whatever the order of groups and parameters.
 
     A group keeps its present hyperparameters when the checkpoint has no group with a parameter of it.
+    Tensors that the optimizer has in the same shape and dtype are filled where they are, the others get
+    memory of their own: ``tensors`` may be those of a file that is mapped.
     """
+    tensors = _taken(optimizer, content, tensors, names)
     saved_group = {name: group for group in content["groups"] for name in group["params"]}
     packed = optimizer.state_dict()
     position: dict[str, Any] = {}
@@ -127,6 +132,37 @@ def load_named_state(
     packed["state"] = state
     optimizer.load_state_dict(packed)
     _restore_dtypes(optimizer, content, tensors, names)
+
+
+def _taken(
+    optimizer: Optimizer, content: Any, tensors: Mapping[str, torch.Tensor], names: Mapping[nn.Parameter, str]
+) -> dict[str, torch.Tensor]:
+    """Return ``tensors`` in memory that the optimizer has already, or in memory of their own."""
+    # Read once: taking a tensor out of the mapping may mean reading a file.
+    stored = dict(tensors)
+    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in stored.values())
+    live: dict[str, torch.Tensor] = {}
+    # What is one memory with a parameter or with other state is not filled: more than it would change.
+    used = {each.untyped_storage().data_ptr() for group in optimizer.param_groups for each in group["params"]}
+    by_name = {name: optimizer.state.get(parameter) for parameter, name in names.items()}
+    for owner, saved in content["state"].items():
+        state = by_name.get(owner)
+        if not isinstance(state, dict) or not isinstance(saved, dict):
+            continue
+        for key, value in saved.get("dict", {}).items():
+            name = value.get("tensor") if isinstance(value, dict) else None
+            found, present = stored.get(name or ""), state.get(key)
+            if name is None or found is None or type(present) is not torch.Tensor:
+                continue
+            alike = (found.shape, found.dtype) == (present.shape, present.dtype) and present.numel() > 0
+            alike = alike and found.is_contiguous() and present.is_contiguous()
+            place = present.untyped_storage().data_ptr()
+            if alike and shared[found.untyped_storage().data_ptr()] == 1 and place not in used:
+                live[name] = present
+                used.add(place)
+    result = live | owned({name: tensor for name, tensor in stored.items() if name not in live})
+    fill((present, stored[name]) for name, present in live.items())
+    return result
 
 
 def _restore_dtypes(

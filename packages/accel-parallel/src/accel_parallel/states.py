@@ -11,7 +11,7 @@ from torch import nn
 from accel_core.errors import CheckpointError
 from accel_core.protocols import Collectives, LoadReport, StateSink, StateSource, Unit
 
-from .encoding import owned
+from .filling import fill, plainly_loaded
 from .inspection import bare, clean_name, parameter_names
 from .optimizer import AcceleratedOptimizer
 from .optimizer_state import compare, load_named_state, named_state
@@ -153,8 +153,7 @@ def _load(unit: Unit, source: StateSource, *, strict: bool) -> LoadReport:
     names = parameter_names(unit.model)
     _fill(unit, values, model)
     for label, optimizer, content in pending:
-        # Read once: taking a tensor out of the mapping may mean reading a file.
-        load_named_state(optimizer, content, owned(source.tensors(f"{label}/tensors")), names)
+        load_named_state(optimizer, content, source.tensors(f"{label}/tensors"), names)
     return report
 
 
@@ -204,8 +203,12 @@ def _refuse(unit: Unit, report: LoadReport, *, strict: bool) -> None:
 def _fill(unit: Unit, values: Mapping[str, torch.Tensor], report: LoadReport) -> None:
     model: nn.Module = bare(unit.model)
     restored = set(report.restored)
-    own = ((name, clean_name(name)) for name in model.state_dict())
-    model.load_state_dict({name: values[clean] for name, clean in own if clean in restored}, strict=False)
+    own = {name: clean_name(name) for name in model.state_dict()}
+    chosen = {name: clean for name, clean in own.items() if clean in restored}
+    plain = {name: tensor for name, tensor in plainly_loaded(model).items() if name in chosen}
+    fill((tensor, values[chosen[name]]) for name, tensor in plain.items())
+    rest = {name: values[clean] for name, clean in chosen.items() if name not in plain}
+    model.load_state_dict(rest, strict=False)
 
 
 __all__ = ["PlainState"]
