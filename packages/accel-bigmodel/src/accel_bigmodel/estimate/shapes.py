@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from accel_core.errors import CheckpointError
+
 from .bits import BITS
 
 
@@ -50,4 +52,15 @@ class ModelHeaders:
         return sum(tensor.bytes for tensor in self.tensors.values())
 
 
-__all__ = ["ModelHeaders", "TensorShape"]
+class NoHeadersError(CheckpointError):
+    """Report a model whose weights have no headers to read; ``config`` is what is known of it."""
+
+    def __init__(
+        self, what: str, *, config: Mapping[str, Any], library: str = "", where: str = "", fix: str = ""
+    ) -> None:
+        self.config = config
+        self.library = library
+        super().__init__(what, where=where, fix=fix)
+
+
+__all__ = ["ModelHeaders", "NoHeadersError", "TensorShape"]
