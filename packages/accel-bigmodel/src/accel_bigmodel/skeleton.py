@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, MutableMapping
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +15,15 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from .initialisers import put_back, skip_while
+
+
+class _Key(weakref.ref[torch.Tensor]):
+    """A tensor by identity, held weakly. The number of one that is gone may be that of another."""
+
+    __slots__ = ("number",)
+    number: int
 
 
 class _Target:
@@ -23,24 +32,40 @@ class _Target:
     def __init__(self, device: torch.device, include_buffers: bool) -> None:
         self.device = device
         self.include_buffers = include_buffers
-        # A tensor that is registered twice must stay one tensor. Weak, so that the memory of what
+        # A tensor that is registered twice must stay one tensor. Held weakly, so that the memory of what
         # was moved is given back at once.
-        self.moved: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
+        self._moved: dict[int, tuple[_Key, torch.Tensor]] = {}
+        self._on_gone = self._forget
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         # "cuda" without an index is any of them.
-        if tensor.device.type == self.device.type and self.device.index in (None, tensor.device.index):
+        device = self.device
+        if tensor.device == device or (device.index is None and tensor.device.type == device.type):
             return tensor
-        if tensor not in self.moved:
-            self.moved[tensor] = _copy_to(tensor, self.device)
-        moved: torch.Tensor = self.moved[tensor]
+        known = self._moved.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        moved = _copy_to(tensor, device)
+        key = _Key(tensor, self._on_gone)
+        key.number = id(tensor)
+        self._moved[key.number] = (key, moved)
         return moved
+
+    def _forget(self, key: weakref.ref[torch.Tensor]) -> None:
+        assert isinstance(key, _Key)
+        known = self._moved.get(key.number)
+        if known is not None and known[0] is key:
+            del self._moved[key.number]
 
 
 def _copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return ``tensor`` on ``device``: same class, same ``requires_grad``, same attributes."""
     cls: Any = type(tensor)
-    moved: torch.Tensor
+    if cls is nn.Parameter and device.type == "meta" and tensor.layout is torch.strided:
+        moved: torch.Tensor = nn.Parameter(torch.empty_like(tensor, device=device), tensor.requires_grad)
+        if tensor.__dict__:
+            moved.__dict__.update(tensor.__dict__)
+        return moved
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         # What a lazy module registers has no data yet; it takes shape on its device later.
         moved = cls(requires_grad=tensor.requires_grad, device=device, dtype=tensor.dtype)
@@ -64,6 +89,11 @@ _contexts = _Contexts()
 _lock = threading.Lock()
 _entered = 0
 _hooks: list[Any] = []
+_skipped: list[Any] = []
+
+
+def _inside() -> bool:
+    return bool(_contexts.stack)
 
 
 def _on_parameter(_module: nn.Module, _name: str, tensor: torch.Tensor | None) -> Any:
@@ -86,6 +116,7 @@ def _install() -> None:
         if _entered == 1:
             _hooks.append(register_module_parameter_registration_hook(_on_parameter))
             _hooks.append(register_module_buffer_registration_hook(_on_buffer))
+            _skipped.extend(skip_while(_inside))
 
 
 def _remove() -> None:
@@ -95,6 +126,7 @@ def _remove() -> None:
         if _entered == 0:
             while _hooks:
                 _hooks.pop().remove()
+            put_back(_skipped)
 
 
 @contextmanager
