@@ -7,6 +7,16 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .offload.block import OffloadedBlock as OffloadedBlock
+    from .offload.folder import load_offloaded_weight as load_offloaded_weight
+    from .offload.folder import load_offloaded_weights as load_offloaded_weights
+    from .offload.folder import offload_state_dict as offload_state_dict
+    from .offload.folder import offload_weight as offload_weight
+    from .offload.folder import save_offload_index as save_offload_index
+    from .offload.lane import Lane as Lane
+    from .offload.loader import OffloadedWeightsLoader as OffloadedWeightsLoader
+    from .offload.loader import PrefixedDataset as PrefixedDataset
+    from .offload.tied import TiedTensors as TiedTensors
     from .quantization.config import BnbQuantizationConfig as BnbQuantizationConfig
     from .quantization.config import TorchaoQuantizationConfig as TorchaoQuantizationConfig
     from .sizes import calculate_maximum_sizes as calculate_maximum_sizes
@@ -18,6 +28,11 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "BnbQuantizationConfig": ".quantization.config",
+    "Lane": ".offload.lane",
+    "OffloadedBlock": ".offload.block",
+    "OffloadedWeightsLoader": ".offload.loader",
+    "PrefixedDataset": ".offload.loader",
+    "TiedTensors": ".offload.tied",
     "TorchaoQuantizationConfig": ".quantization.config",
     "calculate_maximum_sizes": ".sizes",
     "compute_module_sizes": ".sizes",
@@ -25,6 +40,11 @@ _NAMES = {
     "get_max_layer_size": ".sizes",
     "init_empty_weights": ".skeleton",
     "init_on_device": ".skeleton",
+    "load_offloaded_weight": ".offload.folder",
+    "load_offloaded_weights": ".offload.folder",
+    "offload_state_dict": ".offload.folder",
+    "offload_weight": ".offload.folder",
+    "save_offload_index": ".offload.folder",
 }
 __all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_door(__name__, _NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,9 +44,7 @@ class _Slot:
         path, _, self.key = name.rpartition(".")
         owner = module.get_submodule(path)
         # The tables themselves: assigning to a module looks through all of them, every time.
-        self.table: dict[str, Any] = (
-            owner._parameters if self.key in owner._parameters else owner._buffers
-        )
+        self.table: dict[str, Any] = owner._parameters if self.key in owner._parameters else owner._buffers
         self.name = prefix + name
         self.group = tied.group(self.name)
         self.spelled = tied.spelled(self.name, source)
@@ -121,9 +120,7 @@ class OffloadedBlock:
                 if slot.group is None:
                     values.append(self._value(slot, self.device))
                 else:
-                    made = self.tied.acquire(
-                        slot.group, self.device, lambda s=slot: self._value(s, self.device)
-                    )
+                    made = self.tied.acquire(slot.group, self.device, partial(self._value, slot, self.device))
                     values.append(made)
         except BaseException:
             self._release(len(values))
@@ -164,7 +161,7 @@ class OffloadedBlock:
                 if slot.group is None:
                     slot.table[slot.key] = self._copy(slot, device)
                 else:
-                    make = lambda s=slot: self._copy(s, device)
+                    make = partial(self._copy, slot, device)
                     slot.table[slot.key] = self.tied.restored(slot.group, device, make)
 
     def _copy(self, slot: _Slot, device: torch.device) -> torch.Tensor:
