@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 
 import torch
 from torch import nn
 
-from accel_core.errors import UnknownNameError
+from .dtypes import AnyDtype, measure
 
 
 def compute_module_sizes(
     model: nn.Module,
-    dtype: torch.dtype | str | None = None,
-    special_dtypes: Mapping[str, torch.dtype | str] | None = None,
+    dtype: AnyDtype | None = None,
+    special_dtypes: Mapping[str, AnyDtype] | None = None,
     buffers_only: bool = False,
 ) -> dict[str, int]:
     """Return the bytes of every module and tensor by its name; the empty name is the whole model.
@@ -25,38 +24,40 @@ def compute_module_sizes(
     A tensor that is shared is counted once, under its first name. Names that are not there have
     size 0. Raises UnknownNameError for a dtype that torch does not have.
     """
-    width = None if dtype is None else _dtype(dtype).itemsize
-    special = {name: _dtype(value).itemsize for name, value in (special_dtypes or {}).items()}
+    measured = measure(dtype, special_dtypes)
     sizes: dict[str, int] = defaultdict(int)
-    for name, tensor in _tensors(model, buffers_only=buffers_only):
-        size = tensor.numel() * special.get(name, _width(tensor, width))
-        parts = name.split(".")
-        for count in range(len(parts) + 1):
-            sizes[".".join(parts[:count])] += size
+    seen: set[int] = set()
+
+    def visit(name: str, module: nn.Module) -> int | None:
+        """Return the bytes of what is new in ``module``; None when that is not even an empty tensor."""
+        start = f"{name}." if name else ""
+        total = None
+        for own in (module._buffers,) if buffers_only else (module._parameters, module._buffers):
+            for key, tensor in own.items():
+                if tensor is None or id(tensor) in seen:
+                    continue
+                seen.add(id(tensor))
+                size = sizes[start + key] = measured(start + key, tensor)
+                total = size if total is None else total + size
+        for key, child in module._modules.items():
+            inner = None if child is None else visit(start + key, child)
+            if inner is not None:
+                total = inner if total is None else total + inner
+        if total is not None:
+            sizes[name] = total
+        return total
+
+    visit("", model)
     return sizes
 
 
-def _tensors(model: nn.Module, *, buffers_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    if buffers_only:
-        return iter(model.named_buffers())
-    return chain(model.named_parameters(), model.named_buffers())
-
-
-def _width(tensor: torch.Tensor, width: int | None) -> int:
-    own = tensor.dtype.itemsize
-    if width is None or not (tensor.is_floating_point() or tensor.is_complex()):
-        return own
-    return min(own, width)
-
-
-def _dtype(value: torch.dtype | str) -> torch.dtype:
-    if isinstance(value, torch.dtype):
-        return value
-    found = getattr(torch, value.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        known = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
-        raise UnknownNameError("dtype", value, known)
-    return found
+def compute_module_total_buffer_size(
+    model: nn.Module,
+    dtype: AnyDtype | None = None,
+    special_dtypes: Mapping[str, AnyDtype] | None = None,
+) -> int:
+    """Return the bytes of all buffers of ``model``; options as in `compute_module_sizes`."""
+    return compute_module_sizes(model, dtype, special_dtypes, buffers_only=True)[""]
 
 
 def get_max_layer_size(
@@ -70,13 +71,13 @@ def get_max_layer_size(
     ``no_split_module_classes``; other modules are taken apart.
     """
     largest, names = 0, []
-    waiting = list(modules)
+    waiting = list(modules)[::-1]
     while waiting:
-        name, module = waiting.pop(0)
+        name, module = waiting.pop()
         inner = [] if isinstance(module, torch.Tensor) else list(_inside(name, module))
         whole = isinstance(module, torch.Tensor) or type(module).__name__ in no_split_module_classes
         if not whole and any(isinstance(child, nn.Module) for _, child in inner):
-            waiting = inner + waiting
+            waiting += inner[::-1]
             continue
         size = module_sizes.get(name, 0)
         if size > largest:
@@ -118,4 +119,10 @@ def find_tied_parameters(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-__all__ = ["calculate_maximum_sizes", "compute_module_sizes", "find_tied_parameters", "get_max_layer_size"]
+__all__ = [
+    "calculate_maximum_sizes",
+    "compute_module_sizes",
+    "compute_module_total_buffer_size",
+    "find_tied_parameters",
+    "get_max_layer_size",
+]
