@@ -218,7 +218,7 @@ def ran(monkeypatch):
 
 
 class ByHand(nn.Module):
-    """What models bring of their own: functions by name, methods on ``data``, and values they compute with."""
+    """What models bring of their own: functions by name, methods on ``data``, values to compute with."""
 
     def __init__(self):
         super().__init__()

@@ -40,7 +40,8 @@ class _Target:
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         # "cuda" without an index is any of them.
         device = self.device
-        if tensor.device == device or (device.index is None and tensor.device.type == device.type):
+        here = tensor.device
+        if here == device or (here.type == device.type and device.index in (None, here.index)):
             return tensor
         known = self._moved.get(id(tensor))
         if known is not None and known[0]() is tensor:
@@ -68,8 +69,8 @@ def _copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         return moved
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         # What a lazy module registers has no data yet; it takes shape on its device later.
-        moved = cls(requires_grad=tensor.requires_grad, device=device, dtype=tensor.dtype)
-        return moved
+        lazy: torch.Tensor = cls(requires_grad=tensor.requires_grad, device=device, dtype=tensor.dtype)
+        return lazy
     data = tensor.detach().to(device)
     if not isinstance(tensor, nn.Parameter):
         return data.requires_grad_(tensor.requires_grad)
