@@ -113,6 +113,88 @@ def test_state_in_another_dtype_than_its_parameter_is_not_rounded():
     assert torch.equal(back.state[other.weight]["momentum_buffer"], precise)
 
 
+def test_moments_are_filled_where_they_are():
+    unit = trained(OPTIMIZERS["adamw"])
+    store = Store()
+    STATES.save(unit, store)
+    back = trained(OPTIMIZERS["adamw"], steps=1)
+    state = back.optimizers[0].state
+    places = {id(p): {key: value.data_ptr() for key, value in state[p].items()} for p in state}
+    STATES.load(back, store)
+    assert {id(p): {key: value.data_ptr() for key, value in state[p].items()} for p in state} == places
+    assert same(back.optimizers[0].state_dict(), unit.optimizers[0].state_dict())
+
+
+def test_state_that_is_the_memory_of_something_else_is_not_filled():
+    store, values = Store(), {}
+    for first in (True, False):
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        shared = torch.full((2, 3), 7.0)
+        optimizer.state[model.weight].update(
+            momentum_buffer=torch.full((2, 3), 5.0) if first else model.weight.detach(),
+            other=torch.full((2, 3), 6.0) if first else shared,
+            third=torch.full((2, 3), 8.0) if first else shared,
+            odd=torch.arange(6.0).view(2, 3) if first else torch.zeros(3, 2).t(),
+        )
+        unit = Unit(name="m", model=model, optimizers=(optimizer,))
+        if first:
+            values = {"weight": model.weight.detach().clone(), **optimizer.state[model.weight]}
+            STATES.save(unit, store)
+    STATES.load(unit, store)
+    assert torch.equal(model.weight, values.pop("weight"))
+    found = optimizer.state[model.weight]
+    assert {key: value.tolist() for key, value in found.items()} == {k: v.tolist() for k, v in values.items()}
+
+
+class Own(nn.Module):
+    """Loads its weight in a way of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        with torch.no_grad():
+            self.weight.copy_(state_dict[prefix + "weight"] + 1)
+
+
+def test_modules_that_load_in_their_own_way_and_hooks_still_do():
+    model, store = nn.Sequential(nn.Linear(2, 2), Own()), Store()
+    STATES.save(Unit(name="m", model=model), store)
+    STATES.load(Unit(name="m", model=model), store)
+    assert model[1].weight.tolist() == [1, 1]
+    seen = []
+    model.register_load_state_dict_post_hook(lambda module, keys: seen.append(type(module)))
+    STATES.load(Unit(name="m", model=model), store)
+    assert seen == [nn.Sequential]
+
+
+class ReadsItself(Store):
+    """Its tensors are written into memory behind torch's back, as those of a file are."""
+
+    def tensors(self, name, values=None):
+        found = super().tensors(name, values)
+        return found if found is None else _Reads(found)
+
+
+class _Reads(dict):
+    def read_into(self, targets):
+        for name, target in targets.items():
+            target.detach().numpy()[...] = self[name].numpy()
+        return list(targets)
+
+
+@pytest.mark.parametrize("kind", [Store, ReadsItself])
+def test_autograd_sees_that_a_load_changed_what_it_kept(kind):
+    model, store = nn.Linear(2, 2), kind()
+    STATES.save(Unit(name="m", model=model), store)
+    loss = model(torch.ones(1, 2, requires_grad=True)).pow(2).sum()
+    STATES.load(Unit(name="m", model=model), store)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def in_groups(*groups):
     return lambda model: torch.optim.Adam(
         [

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_core.errors import CheckpointError
-from accel_state.checkpoint import CheckpointStore, Files, hashing
+from accel_state.checkpoint import CheckpointStore, Files, hashing, reading
 
 DTYPES = [
     torch.bool,
@@ -282,3 +282,49 @@ def test_tensors_on_a_gpu_come_back_on_the_cpu(tmp_path):
     same(found["base"], base.cpu())
     assert found["turned"].data_ptr() == found["base"].data_ptr()
     assert found["turned"].equal(base.t().cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_are_read_into_memory_that_is_there(tmp_path, dtype):
+    values = {"one": random(dtype, 3, 5), "none": random(dtype, 0, 2), "number": random(dtype, seed=2)}
+    found = stored(tmp_path, values)
+    targets = {name: torch.empty_like(value) for name, value in values.items()}
+    done = found.read_into(targets)
+    assert {"one", "number"} <= set(done)
+    for name in done:
+        same(targets[name], values[name])
+
+
+def test_large_tensors_are_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_PIECE", 1000)
+    values = {
+        name: torch.randn(777, generator=torch.Generator().manual_seed(place))
+        for place, name in enumerate("abcd")
+    }
+    found = stored(tmp_path, values)
+    targets = {name: torch.zeros(777) for name in values}
+    assert sorted(found.read_into(targets)) == sorted(values)
+    for name, value in values.items():
+        same(targets[name], value)
+
+
+def test_what_would_have_to_be_converted_is_left(tmp_path):
+    whole = torch.arange(12.0)
+    found = stored(tmp_path, {"a": torch.ones(2, 3), "whole": whole, "part": whole[3:7]})
+    for target in (
+        torch.zeros(3, 2),
+        torch.zeros(2, 3).double(),
+        torch.zeros(3, 2).t(),
+        torch.empty(2, 3, device="meta"),
+    ):
+        assert found.read_into({"a": target}) == []
+        assert target.is_meta or not target.any()
+    assert found.read_into({"part": torch.zeros(4)}) == []
+
+
+def test_a_file_that_became_shorter_is_an_error(tmp_path):
+    found = stored(tmp_path, {"a": torch.ones(1000)})
+    file = next(tmp_path.rglob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="became shorter"):
+        found.read_into({"a": torch.zeros(1000)})

@@ -1,66 +1,28 @@
-"""Copy stored tensors into those that are there: no memory of its own, and all cores where they are large."""
+"""Give tensors that are there the values of stored ones: no memory of its own is needed."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-Copy = tuple[torch.Tensor, torch.Tensor]
-"""Where to, and where from."""
 
-_PIECE = 8 << 20
-"""Elements that a thread copies at a time."""
-_LARGE = 1 << 20
-"""Elements below which threads cost more than they save."""
-_MOST_THREADS = 8
+def fill(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    """Give each target the value of its name.
 
-
-def fill(copies: Iterable[Copy]) -> None:
-    """Copy each second tensor into the first; on the CPU several threads share the work.
-
-    The launcher gives a process one thread for torch's own operations, while its other cores wait for
-    the load to end.
+    ``values`` that can read themselves into memory (``read_into(targets)``, which returns the names it read)
+    do so, where nothing has to be converted or moved.
     """
-    large: list[Copy] = []
+    read_into = getattr(values, "read_into", None)
+    done = set() if read_into is None else set(read_into(targets))
     with torch.no_grad():
-        for target, value in copies:
-            if _by_pieces(target, value):
-                large += _pieces(target, value)
+        for name, target in targets.items():
+            if name in done:
+                # Autograd must see that the values are others.
+                torch.autograd.graph.increment_version(target)
             else:
-                target.copy_(value)
-        threads = min(_MOST_THREADS, os.cpu_count() or 1, len(large))
-        if threads < 2:
-            _copy_all(large)
-            return
-        with ThreadPoolExecutor(threads, "accel-fill") as pool:
-            list(pool.map(_copy_all, ([copy] for copy in large)))
-
-
-def _copy_all(copies: Iterable[Copy]) -> None:
-    with torch.no_grad():
-        for target, value in copies:
-            target.copy_(value)
-
-
-def _by_pieces(target: torch.Tensor, value: torch.Tensor) -> bool:
-    return (
-        target.numel() >= _LARGE
-        and target.is_cpu
-        and value.is_cpu
-        and type(value) is torch.Tensor
-        and target.is_contiguous()
-        and value.is_contiguous()
-    )
-
-
-def _pieces(target: torch.Tensor, value: torch.Tensor) -> Iterator[Copy]:
-    flat = target.detach().view(-1), value.view(-1)
-    for begin in range(0, target.numel(), _PIECE):
-        yield flat[0][begin : begin + _PIECE], flat[1][begin : begin + _PIECE]
+                target.copy_(values[name])
 
 
 def plainly_loaded(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -86,4 +48,4 @@ def plainly_loaded(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-__all__ = ["Copy", "fill", "plainly_loaded"]
+__all__ = ["fill", "plainly_loaded"]

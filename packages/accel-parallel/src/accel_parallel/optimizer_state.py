@@ -161,7 +161,7 @@ def _taken(
                 live[name] = present
                 used.add(place)
     result = live | owned({name: tensor for name, tensor in stored.items() if name not in live})
-    fill((present, stored[name]) for name, present in live.items())
+    fill(live, tensors)
     return result
 
 

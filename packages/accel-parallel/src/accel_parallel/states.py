@@ -206,7 +206,7 @@ def _fill(unit: Unit, values: Mapping[str, torch.Tensor], report: LoadReport) ->
     own = {name: clean_name(name) for name in model.state_dict()}
     chosen = {name: clean for name, clean in own.items() if clean in restored}
     plain = {name: tensor for name, tensor in plainly_loaded(model).items() if name in chosen}
-    fill((tensor, values[chosen[name]]) for name, tensor in plain.items())
+    fill({chosen[name]: tensor for name, tensor in plain.items()}, values)
     rest = {name: values[clean] for name, clean in chosen.items() if name not in plain}
     model.load_state_dict(rest, strict=False)
 

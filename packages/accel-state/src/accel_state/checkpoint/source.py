@@ -16,6 +16,7 @@ from accel_core.weights.header import Place
 
 from .manifest import Entry, Kind, Manifest
 from .placing import placed
+from .reading import read_parts
 
 
 class CheckpointSource:
@@ -97,6 +98,24 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} tensors in {self._path}>"
+
+    def read_into(self, targets: Mapping[str, torch.Tensor]) -> list[str]:
+        """Read tensors by name into ``targets``, and return the names of those for which that can be done.
+
+        It can for a target of the stored shape and dtype that lies in one piece in the memory of the CPU.
+        No page of the file is mapped for it.
+        """
+        wanted = {}
+        for name, target in targets.items():
+            record, place = self._entry.tensors[name], self._places.get(name)
+            plain = target.is_cpu and target.is_contiguous() and not target.is_conj() and not target.is_neg()
+            alike = record.shape == tuple(target.shape) and f"torch.{record.dtype}" == str(target.dtype)
+            if place is None or record.of is not None or not (plain and alike):
+                continue
+            if place.end - place.begin == target.numel() * target.element_size():
+                wanted[name] = (place.begin, target)
+        read_parts(self._path, wanted.values())
+        return list(wanted)
 
     def _storage(self, carrier: str) -> torch.UntypedStorage:
         if carrier not in self._storages:
