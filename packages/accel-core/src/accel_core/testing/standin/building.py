@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("standin.cpp")
+HEADER = Path(__file__).with_name("streams.hpp")
 NAME = "accel_standin"
 
 
@@ -33,7 +34,7 @@ def build() -> Path:
     """
     import torch
 
-    key = repr((SOURCE.read_text(), torch.__version__, sys.version, _compiler()))
+    key = repr((SOURCE.read_text(), HEADER.read_text(), torch.__version__, sys.version, _compiler()))
     folder = _cache() / hashlib.sha256(key.encode()).hexdigest()[:16]
     made = folder / f"{NAME}.so"
     if made.exists():

@@ -14,7 +14,8 @@ from .building import NAME, build
 def load(compiled: Path | None = None) -> ModuleType:
     """Register the device, and return its namespace ``torch.standin``; twice does no harm.
 
-    Beside what torch asks of every accelerator it has ``set_limit(bytes, device=0)``.
+    Beside what torch asks of every accelerator it has ``set_limit(bytes, device=0)``, ``set_delay(seconds)``
+    for copies that are queued on streams, and ``trace(bool)`` with ``traced()`` for `races`.
     """
     import torch
 
@@ -59,7 +60,7 @@ def _namespace(native: Any) -> ModuleType:
         "device_count": native.count,
         "current_device": native.current,
         "set_device": of(native.select),
-        "synchronize": nothing,
+        "synchronize": of(native.synchronize),
         "empty_cache": nothing,
         # Its operators run on the CPU, and draw from its generator.
         "manual_seed": nothing,
@@ -71,6 +72,15 @@ def _namespace(native: Any) -> ModuleType:
         "reset_peak_memory_stats": of(native.reset_peak),
         "mem_get_info": of(lambda index: (native.limit(index) - native.used(index), native.limit(index))),
         "set_limit": lambda limit, device=None: native.set_limit(number(device), limit),
+        # Beyond what accelerators have: how much later copies happen, whether host memory can be pinned and
+        # how much is and was, and what was queued on which stream (see `races`).
+        "set_delay": lambda seconds: native.set_delay(int(seconds * 1e6)),
+        "set_pinning": native.set_pinning,
+        "pinned_memory": native.pinned,
+        "max_pinned_memory": native.pinned_peak,
+        "trace": native.trace,
+        "traced": native.traced,
+        "reset": native.reset,
         "is_bf16_supported": lambda: True,
         "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16],
     }
@@ -88,8 +98,8 @@ class Loaded:
         self.compiled = compiled
 
     def __call__(self, *args: Any) -> Any:
-        """Load, then return what the function returns."""
-        load(self.compiled)
+        """Load or reset it, then return what the function returns."""
+        load(self.compiled).reset()
         return self.function(*args)
 
 
