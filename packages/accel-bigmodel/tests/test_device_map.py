@@ -160,3 +160,8 @@ def test_clean_device_map():
     assert clean_device_map({"a.b.c": 0, "a.b.d": 0, "a.e": 1}) == {"a.b": 0, "a.e": 1}
     assert clean_device_map({"a.x": "cpu"}) == {"a.x": "cpu"}
     assert clean_device_map({"a.x": 0, "a.y": 0, "b.x": 0, "b.y": 1}, "a") == {"a": 0, "b.x": 0, "b.y": 1}
+
+
+def test_verbose_prints_the_reasons(capsys):
+    infer_auto_device_map(Model(), {0: 3000, "cpu": 10_000}, ["Block"], verbose=True)
+    assert "visits 0 to run" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from accel_core.errors import ConfigError, Fault
 from ..dtypes import AnyDtype
 from .memory import get_max_memory
 from .outline import merged_map
+from .reasons import plan_of
 from .solving import solve
 from .walking import outline_of
 
@@ -27,7 +28,7 @@ def infer_auto_device_map(
     no_split_module_classes: Sequence[str] | None = None,
     dtype: AnyDtype | None = None,
     special_dtypes: Mapping[str, AnyDtype] | None = None,
-    verbose: bool = False,  # noqa: ARG001
+    verbose: bool = False,
     clean_result: bool = True,
     offload_buffers: bool = False,
     fallback_allocation: bool = False,
@@ -46,6 +47,8 @@ def infer_auto_device_map(
     outline = outline_of(model, no_split_module_classes, dtype, special_dtypes)
     limits = get_max_memory(max_memory)
     solution = solve(outline, limits, offload_buffers=offload_buffers, look_ahead=fallback_allocation)
+    if verbose:
+        print(plan_of(solution, "sequential").explain())
     return solution.device_map(merged=clean_result)
 
 

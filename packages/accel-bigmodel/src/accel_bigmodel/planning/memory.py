@@ -11,9 +11,9 @@ from torch import nn
 from accel_core.errors import UnknownNameError
 
 from ..dtypes import AnyDtype
-from .balance import balanced
 from .host import host_memory
-from .solving import KEEPERS, runners_of
+from .solving import KEEPERS
+from .strategies import spread
 from .units import memory_size
 from .walking import outline_of
 
@@ -51,13 +51,8 @@ def get_balanced_memory(
     together, the limits are those of `get_max_memory`. Raises as that does.
     """
     limits = get_max_memory(max_memory)
-    runners = runners_of(limits)
-    if len(runners) < 2:
-        return limits
     outline = outline_of(model, no_split_module_classes, dtype, special_dtypes)
-    columns = outline.columns(outline.groups(), offload_buffers=False)
-    spread = balanced(columns, [limits[key] for key in runners], low_first=low_zero)
-    return {**limits, **dict(zip(runners, spread, strict=True))}
+    return spread(outline, limits, "balanced_low_0" if low_zero else "balanced")
 
 
 def device_count() -> int:

@@ -77,6 +77,11 @@ class Outline:
 
     def columns(self, groups: Iterable[Sequence[int]], *, offload_buffers: bool) -> Columns:
         """Return what each of ``groups`` needs, wherever it lies."""
+        if not self.links and not self.caches:
+            together = [one + other for one, other in zip(self.parameters, self.buffers, strict=True)]
+            if offload_buffers:
+                return Columns(together, together, [0] * len(together), together)
+            return Columns(together, self.parameters, self.buffers, self.layers)
         resident, stored, left, layer = [], [], [], []
         for group in groups:
             parameters = buffers = cache = most = 0

@@ -10,11 +10,10 @@ from torch import nn
 from accel_core.errors import ConfigError, Fault, UnknownNameError
 
 from ..dtypes import AnyDtype
-from .maps import Place, check_device_map, infer_auto_device_map, uncovered
-from .memory import get_balanced_memory, get_max_memory
+from .maps import Place, check_device_map, uncovered
+from .planner import Asked, solved
 from .solving import KEEPERS
-
-STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+from .strategies import STRATEGIES
 
 
 def resolve_device_map(
@@ -27,13 +26,17 @@ def resolve_device_map(
     special_dtypes: Mapping[str, AnyDtype] | None = None,
     offload_buffers: bool = False,
     fallback_allocation: bool = False,
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
+    reserve: int | str = 0,
 ) -> dict[str, Place] | None:
     """Return a device map for ``model`` from a strategy, one device, or a map made by hand; None from None.
 
     Strategies: ``"auto"`` and ``"balanced"`` spread the model evenly, ``"balanced_low_0"`` leaves the first
     accelerator as free as it can, ``"sequential"`` fills one after the other. A map by hand must give a
     device to every tensor that is saved, and name only what the model has; buffers that are not saved and
-    that it forgets go where the model runs. Raises UnknownNameError, ConfigError.
+    that it forgets go where the model runs. Other options: see `plan_device_map`, which also says why. Raises
+    UnknownNameError, ConfigError.
     """
     if device_map is None:
         return None
@@ -41,27 +44,18 @@ def resolve_device_map(
         return _by_hand(model, device_map)
     if not isinstance(device_map, str) or device_map not in STRATEGIES:
         return {"": _place(device_map, "device map", STRATEGIES)}
-    limits: Mapping[int | str, int] = get_max_memory(max_memory)
-    if device_map != "sequential":
-        limits = get_balanced_memory(
-            model,
-            limits,
-            no_split_module_classes,
-            dtype,
-            special_dtypes,
-            low_zero=device_map == "balanced_low_0",
-        )
-    return dict(
-        infer_auto_device_map(
-            model,
-            limits,
-            no_split_module_classes,
-            dtype,
-            special_dtypes,
-            offload_buffers=offload_buffers,
-            fallback_allocation=fallback_allocation,
-        )
+    asked = Asked(
+        max_memory=max_memory,
+        no_split_module_classes=no_split_module_classes,
+        dtype=dtype,
+        special_dtypes=special_dtypes,
+        offload_buffers=offload_buffers,
+        fallback_allocation=fallback_allocation,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        reserve=reserve,
     )
+    return dict(solved(model, device_map, asked)[0].device_map())
 
 
 def _by_hand(model: nn.Module, device_map: Mapping[str, Place]) -> dict[str, Place]:
@@ -105,4 +99,4 @@ def _place(place: object, kind: str, others: Sequence[str]) -> Place:
     return place
 
 
-__all__ = ["STRATEGIES", "main_of", "resolve_device_map"]
+__all__ = ["main_of", "resolve_device_map"]

@@ -18,13 +18,17 @@ KEEPERS = (CPU, ON_DISK)
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Where everything lies. ``devices``: one for each part; ``main``: what runs what is offloaded."""
+    """Where everything lies. ``devices``: one for each part; ``main``: what runs what is offloaded.
+
+    ``shares``: how far each device was to be filled, within its limit.
+    """
 
     outline: Outline
     groups: list[list[int]]
     columns: Columns
     packing: Packing
     limits: Mapping[int | str, int]
+    shares: Mapping[int | str, int]
     workspace: int
     devices: list[int | str]
     main: int | str
@@ -38,21 +42,23 @@ def solve(
     outline: Outline,
     limits: Mapping[int | str, int],
     *,
+    shares: Mapping[int | str, int] | None = None,
     offload_buffers: bool = False,
     workspace: int = 0,
     look_ahead: bool = False,
 ) -> Solution:
     """Place every part under ``limits``, a size for each device in the order in which they are filled.
 
-    ``workspace``: bytes that stay free on every device that runs a part. Raises CapabilityError when the
-    limit on the disk is exceeded; without one the disk takes all the rest.
+    ``shares``: how far to fill each of them, by default as far as they go. ``workspace``: bytes that stay
+    free on every device that runs a part. Raises CapabilityError when the limit on the disk is exceeded;
+    without one the disk takes all the rest.
     """
     groups = outline.groups()
     columns = outline.columns(groups, offload_buffers=offload_buffers)
     runners = runners_of(limits)
     host = limits.get(CPU)
     room = Room(
-        tuple(limits[key] - workspace for key in runners),
+        tuple((shares or limits)[key] - workspace for key in runners),
         host,
         None if host is None else host - workspace,
     )
@@ -65,7 +71,7 @@ def solve(
     _fits_the_disk(columns, packing, limits)
     # With nothing but the disk, the host runs it all, in place.
     main = CPU if packing.main is None else names[packing.main]
-    return Solution(outline, groups, columns, packing, limits, workspace, devices, main)
+    return Solution(outline, groups, columns, packing, limits, shares or limits, workspace, devices, main)
 
 
 def runners_of(limits: Collection[int | str]) -> list[int | str]:

@@ -46,80 +46,78 @@ class _Walk:
         # Whether sizes depend on names: these take longer to put together than all the rest.
         self.named = named
         self.outline = Outline()
-        # By identity, for as long as the model lives; the tensors are held by it.
+        # The first part of each tensor, by the identity of what the model holds.
         self.owners: dict[int, int] = {}
-        self.sizes: dict[int, int] = {}
 
     def whole(self, model: nn.Module) -> Outline:
         self.outline.root = self.item("", model)
         return self.outline
 
     def item(self, name: str, module: nn.Module) -> Branch | int:
-        kind = type(module).__name__
-        if self.asks and type(module) not in self.asked:
-            self.asked.add(type(module))
-            self.no_split |= set(getattr(type(module), "_no_split_modules", None) or ())
-        children = [(key, child) for key, child in module._modules.items() if child is not None]
-        if kind in self.no_split or not children:
-            return self.part(name, kind, module, children)
+        kind = type(module)
+        if self.asks and kind not in self.asked:
+            self.asked.add(kind)
+            self.no_split |= set(getattr(kind, "_no_split_modules", None) or ())
+        if not module._modules or kind.__name__ in self.no_split:
+            return self.part(name, module)
         start = f"{name}." if name else ""
         branch = Branch(name, len(self.outline.names))
-        for own in (module._parameters, module._buffers):
-            for key, tensor in own.items():
-                if tensor is not None:
-                    branch.items.append(self.tensor(start + key, tensor, own is module._parameters))
-        branch.items += [self.item(start + key, child) for key, child in children]
+        items = branch.items
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                items.append(self.parameter(start + key, tensor))
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                items.append(self.outline.add(start + key, "buffer", 0, self.buffer(start + key, buffer), 0))
+        items += [
+            self.item(start + key, child) for key, child in module._modules.items() if child is not None
+        ]
         branch.last = len(self.outline.names)
         return branch
 
-    def tensor(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> int:
+    def parameter(self, name: str, tensor: torch.Tensor) -> int:
         number = len(self.outline.names)
-        new, size = self.count(name, tensor, number, set()) if is_parameter else (0, 0)
-        buffer = 0 if is_parameter else self.buffer(name, tensor)
-        return self.outline.add(name, "parameter" if is_parameter else "buffer", new, buffer, size)
+        size = self.size(name, tensor)
+        if self.owners.setdefault(id(tensor), number) == number:
+            return self.outline.add(name, "parameter", size, 0, size)
+        self.outline.links.append((self.owners[id(tensor)], number))
+        return self.outline.add(name, "parameter", 0, 0, size)
 
-    def part(self, name: str, kind: str, module: nn.Module, children: list[tuple[str, nn.Module]]) -> int:
+    def part(self, name: str, module: nn.Module) -> int:
         number = len(self.outline.names)
+        owners, size, named = self.owners, self.size, self.named
         own = needed = buffers = 0
-        here: set[int] = set()
-        waiting: list[tuple[str, nn.Module]] = [(f"{name}." if name else "", module)]
+        again: set[int] = set()
+        waiting = [(f"{name}." if name else "", module)]
         while waiting:
             start, each = waiting.pop()
             for key, tensor in each._parameters.items():
-                if tensor is not None:
-                    new, size = self.count(start + key if self.named else "", tensor, number, here)
-                    own += new
-                    needed += size
+                if tensor is None:
+                    continue
+                owner = owners.get(id(tensor))
+                if owner is None:
+                    owners[id(tensor)] = number
+                    own += size(start + key if named else "", tensor)
+                elif owner != number and id(tensor) not in again:
+                    again.add(id(tensor))
+                    self.outline.links.append((owner, number))
+                    needed += size(start + key if named else "", tensor)
             for key, buffer in each._buffers.items():
                 if buffer is not None:
-                    buffers += self.buffer(start + key if self.named else "", buffer)
-            if children:
+                    buffers += self.buffer(start + key if named else "", buffer)
+            if each._modules:
                 waiting += [
-                    (f"{start}{key}." if self.named else "", child)
+                    (f"{start}{key}." if named else "", child)
                     for key, child in reversed(each._modules.items())
                     if child is not None
                 ]
-        return self.outline.add(name, kind, own, buffers, needed)
-
-    def count(self, name: str, tensor: torch.Tensor, number: int, here: set[int]) -> tuple[int, int]:
-        """Return the bytes that a parameter adds to the model, and to what part ``number`` needs to run."""
-        key = id(tensor)
-        owner = self.owners.get(key)
-        if owner is None:
-            size = self.size(name, tensor)
-            self.owners[key], self.sizes[key] = number, size
-            return size, size
-        if owner == number or key in here:
-            return 0, 0
-        here.add(key)
-        self.outline.links.append((owner, number))
-        return 0, self.sizes[key]
+        return self.outline.add(name, type(module).__name__, own, buffers, own + needed)
 
     def buffer(self, name: str, tensor: torch.Tensor) -> int:
-        key = id(tensor)
-        if key in self.owners:
+        """Return the bytes that a buffer adds to the model: none where another module has it too."""
+        if id(tensor) in self.owners:
             return 0
-        self.owners[key] = -1
+        self.owners[id(tensor)] = -1
         return self.size(name, tensor)
 
 
