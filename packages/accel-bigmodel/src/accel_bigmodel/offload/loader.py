@@ -51,9 +51,22 @@ class OffloadedWeightsLoader(Mapping[str, torch.Tensor]):
         self.device = device
         self.all_keys = list(self.state_dict)
         self.all_keys.extend(name for name in index if name not in self.state_dict)
+        self._start()
+
+    def _start(self) -> None:
         self._mapped: dict[str, torch.Tensor] = {}
         self._files: dict[Path, MappedFile] = {}
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy maps the files again.
+        return {
+            key: value for key, value in self.__dict__.items() if key not in {"_mapped", "_files", "_lock"}
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
     def __getitem__(self, key: str) -> torch.Tensor:
         if key in self.state_dict:

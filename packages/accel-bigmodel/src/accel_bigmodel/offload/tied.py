@@ -19,10 +19,21 @@ class TiedTensors:
         for group in groups:
             names = tuple(group)
             self._groups.update(dict.fromkeys(names, names))
+        self._start()
+
+    def _start(self) -> None:
         self._placeholders: dict[str, torch.Tensor] = {}
         self._here: dict[tuple[str, torch.device], tuple[torch.Tensor, int]] = {}
         self._restored: dict[tuple[str, torch.device], torch.Tensor] = {}
         self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, tuple[str, ...]]:
+        # What a copy of a model shares, its own modules share.
+        return self._groups
+
+    def __setstate__(self, groups: dict[str, tuple[str, ...]]) -> None:
+        self._groups = groups
+        self._start()
 
     def group(self, name: str) -> str | None:
         """Return the first name of the group that ``name`` is in, or None."""
