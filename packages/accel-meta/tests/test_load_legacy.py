@@ -125,3 +125,16 @@ def test_other_counts_are_refused(tmp_path):
         accelerator.load_state(tmp_path / "old", legacy=True)
     assert "not in the folder: model_1" in caught.value.where
     assert "only in the folder: scheduler_0, custom_checkpoint_0" in caught.value.where
+
+
+def test_all_models_are_looked_at_before_one_is_changed(tmp_path):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    save_file({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, folder / "model.safetensors")
+    save_file({"weight": torch.ones(9, 9), "bias": torch.ones(9)}, folder / "model_1.safetensors")
+    accelerator = Accelerator(cpu=True)
+    first, second = accelerator.prepare(nn.Linear(3, 2), nn.Linear(3, 2))
+    before = [each.clone() for each in (*first.parameters(), *second.parameters())]
+    with pytest.raises(CheckpointError, match="nothing was changed"):
+        accelerator.load_state(folder, legacy=True)
+    assert all(map(torch.equal, before, (*first.parameters(), *second.parameters())))

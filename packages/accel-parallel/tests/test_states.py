@@ -195,6 +195,21 @@ def test_autograd_sees_that_a_load_changed_what_it_kept(kind):
         loss.backward()
 
 
+def test_another_dtype_is_an_error_and_converted_when_asked():
+    model, store = nn.Linear(2, 2).double(), Store()
+    STATES.save(Unit(name="m", model=model), store)
+    other = Unit(name="m", model=nn.Linear(2, 2))
+    before = copy.deepcopy(other.model.state_dict())
+    with pytest.raises(CheckpointError, match="nothing was changed") as caught:
+        STATES.load(other, store)
+    assert "weight: float64 in the checkpoint, float32 in the model" in caught.value.where
+    assert same(dict(other.model.state_dict()), dict(before))
+    report = STATES.load(other, store, strict=False)
+    assert not report.ok
+    assert set(report.mismatched) == {"weight", "bias"} == set(report.restored)
+    assert torch.equal(other.model.weight, model.weight.float())
+
+
 def in_groups(*groups):
     return lambda model: torch.optim.Adam(
         [

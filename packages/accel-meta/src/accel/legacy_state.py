@@ -45,11 +45,17 @@ def load_legacy(
     found = read[0]
     missing, unexpected = _differences(found, registry, scaler)
     together(group, lambda: _refuse(found, missing, unexpected, strict=strict), "fit the old checkpoint")
-    reports = [
-        strategy.states.load_full(unit, values, strict=strict)
-        for unit, values in zip(registry.units, found.models, strict=False)
-        if values is not None
-    ]
+    pairs = zip(registry.units, found.models, strict=False)
+    models = [(unit, values) for unit, values in pairs if values is not None]
+    check = getattr(strategy.states, "check_full", None)
+    if check is not None:
+        # All of them before the first is changed.
+        together(
+            group,
+            lambda: [check(*each, strict=strict) for each in models],
+            "fit the models of the old checkpoint",
+        )
+    reports = [strategy.states.load_full(unit, values, strict=strict) for unit, values in models]
     restored = [name for report in reports for name in report.restored]
     together(group, lambda: restored.extend(_rest(found, registry, scaler, group)), "take its state")
     if any(name.startswith(_SAMPLERS) for name in found.unread) or found.samplers or found.loaders:

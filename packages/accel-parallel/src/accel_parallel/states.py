@@ -53,6 +53,10 @@ class PlainState:
         """Raise what ``load`` would raise, and change nothing: for several units, before any is loaded."""
         _fit(unit, source, strict=strict)
 
+    def check_full(self, unit: Unit, values: Mapping[str, torch.Tensor], *, strict: bool = True) -> None:
+        """Raise what ``load_full`` would raise, and change nothing."""
+        _refuse(unit, _report(unit, values), strict=strict)
+
     def _together(self, action: Callable[[], _T]) -> _T:
         """Run ``action`` and learn whether it worked everywhere: a rank that goes on alone hangs later."""
         result: list[_T] = []
@@ -137,7 +141,7 @@ def _fit(
             fix="prepare the model under the name that it was saved under",
         )
     values = source.tensors(f"{unit.name}/model")
-    model = _report(unit, values)
+    model = _report(unit, values, converts=False)
     report = LoadReport(
         restored=(*model.restored, *(label for label, _, _ in pending)),
         missing=(*model.missing, *missing),
@@ -164,7 +168,8 @@ def _load_model(unit: Unit, values: Mapping[str, torch.Tensor], *, strict: bool)
     return report
 
 
-def _report(unit: Unit, values: Mapping[str, torch.Tensor]) -> LoadReport:
+def _report(unit: Unit, values: Mapping[str, torch.Tensor], *, converts: bool = True) -> LoadReport:
+    """Return what fits; another dtype is told as not fitting unless it ``converts`` without a word."""
     own = _model_state(unit)
     present = {_memory(own[name]) for name in own if name in values}
     mismatched = {
@@ -172,13 +177,24 @@ def _report(unit: Unit, values: Mapping[str, torch.Tensor]) -> LoadReport:
         for name, tensor in own.items()
         if name in values and values[name].shape != tensor.shape
     }
+    restored = tuple(name for name in own if name in values and name not in mismatched)
+    if not converts:
+        mismatched |= {
+            name: f"{_dtype(values[name])} in the checkpoint, {_dtype(own[name])} in the model"
+            for name in restored
+            if values[name].dtype != own[name].dtype
+        }
     return LoadReport(
-        restored=tuple(name for name in own if name in values and name not in mismatched),
+        restored=restored,
         # Formats that store shared memory once keep one name of several.
         missing=tuple(name for name in own if name not in values and _memory(own[name]) not in present),
         unexpected=tuple(name for name in values if name not in own),
         mismatched=mismatched,
     )
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -192,11 +208,12 @@ def _refuse(unit: Unit, report: LoadReport, *, strict: bool) -> None:
         return
     lines = [f"missing: {', '.join(report.missing)}"] if report.missing else []
     lines += [f"unexpected: {', '.join(report.unexpected)}"] if report.unexpected else []
-    lines += [f"other shape: {name}: {difference}" for name, difference in report.mismatched.items()]
+    lines += [f"other shape or dtype: {name}: {difference}" for name, difference in report.mismatched.items()]
     raise CheckpointError(
         f"The state does not fit unit {unit.name!r}; nothing was changed",
         where="\n         ".join(lines),
-        fix="build model and optimizers as in the run that saved them; strict=False loads what fits",
+        fix="build model and optimizers as in the run that saved them; strict=False loads what fits, and"
+        " converts dtypes",
     )
 
 
