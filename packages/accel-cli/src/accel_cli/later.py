@@ -14,7 +14,7 @@ from .later_options import LATER
 REASON = "is not available in this version of accel"
 _DROP = "leave it out"
 
-COMMANDS = ("config", "estimate-memory", "merge-weights", "test", "to-fsdp2", "tpu-config")
+COMMANDS = ("config", "merge-weights", "test", "to-fsdp2", "tpu-config")
 """The documented sub-commands that later versions bring."""
 
 

@@ -27,6 +27,8 @@ LAUNCHERS = "accel.launchers"
 """Factories of `accel_core.protocols.Launcher`."""
 COMMANDS = "accel.commands"
 """Factories of `accel_core.protocols.Command`, the sub-commands of ``accel``."""
+QUANTIZERS = "accel.quantizers"
+"""Factories of `accel_core.protocols.Quantizer`, called with the settings that name them."""
 
 _OFFERED_BY: dict[str, dict[str, str]] = {
     DEVICES: dict.fromkeys(
@@ -36,8 +38,14 @@ _OFFERED_BY: dict[str, dict[str, str]] = {
     PRECISIONS: dict.fromkeys(("no", "fp16", "bf16"), "accel-precision"),
     TRACKERS: {"jsonl": "accel-trackers"},
     CHECKPOINTS: dict.fromkeys(("local", "fsspec"), "accel-state"),
+    QUANTIZERS: dict.fromkeys(("bitsandbytes", "torchao"), "accel-bigmodel"),
     LAUNCHERS: dict.fromkeys(("exec", "elastic"), "accel-cli"),
-    COMMANDS: {"launch": "accel-cli", "env": "accel-cli", "checkpoint": "accel-state"},
+    COMMANDS: {
+            "launch": "accel-cli",
+        "env": "accel-cli",
+        "checkpoint": "accel-state",
+        "estimate-memory": "accel-bigmodel",
+    },
 }
 """Which of our own distributions offers a name, so that a missing one can be told from an unknown one."""
 
@@ -93,6 +101,7 @@ __all__ = [
     "DEVICES",
     "LAUNCHERS",
     "PRECISIONS",
+    "QUANTIZERS",
     "STRATEGIES",
     "TRACKERS",
     "find",

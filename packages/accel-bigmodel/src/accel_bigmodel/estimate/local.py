@@ -10,12 +10,13 @@ from accel_core.plain_json import parse
 from accel_core.trouble import explaining
 from accel_core.weights.header import read_header
 from accel_core.weights.index import WeightFiles, locate, real_file
+from accel_core.weights.layout import SAFE
 
-from .shapes import ModelHeaders, TensorShape
+from .shapes import ModelHeaders, NoHeadersError, TensorShape
 from .tied import without_ties
 
 CONFIG = "config.json"
-SAFE_ENDING = ".safetensors"
+SAFE_ENDING = SAFE.ending
 _MOST_CONFIG = 16 << 20
 
 
@@ -23,7 +24,7 @@ def read_local(path: Path, source: str = "") -> ModelHeaders:
     """Return the headers of a folder, a file of weights or an index. Raises CheckpointError."""
     folder = path if path.is_dir() else path.parent
     config = read_config(folder / CONFIG)
-    files = _files(path)
+    files = _files(path, config)
     source = source or str(path)
     if all(each.suffix == SAFE_ENDING for each in files.files):
         return without_ties(ModelHeaders(_safe(files), config, source))
@@ -48,15 +49,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return value
 
 
-def _files(path: Path) -> WeightFiles:
+def _files(path: Path, config: dict[str, Any]) -> WeightFiles:
     try:
         return locate(path)
-    except CheckpointError:
-        # One file under a name of its own, as diffusers and adapters have it, leaves no doubt either.
+    except CheckpointError as error:
         found = sorted(path.glob(f"*{SAFE_ENDING}")) if path.is_dir() else []
-        if len(found) != 1:
+        indexed = path.is_dir() and any(path.glob("*.index.json"))
+        if len(found) == 1 and not indexed and not SAFE.is_shard(found[0].name):
+            # One file under a name of its own, as diffusers and adapters have it, leaves no doubt.
+            return WeightFiles(found[0], (found[0],), None)
+        if found or indexed or not config or not path.is_dir():
             raise
-        return WeightFiles(found[0], (found[0],), None)
+        raise NoHeadersError(error.what, config=config, where=error.where, fix=error.fix) from error
 
 
 def _safe(files: WeightFiles) -> dict[str, TensorShape]:

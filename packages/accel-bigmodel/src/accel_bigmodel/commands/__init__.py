@@ -1,0 +1,1 @@
+"""Sub-commands of ``accel``: imported when they are named, without torch where they can do without."""

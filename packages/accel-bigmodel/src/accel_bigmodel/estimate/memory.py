@@ -1,0 +1,279 @@
+"""The estimate: what loading, running and training a model takes, for each type of number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from accel_core.errors import ConfigError, Fault, UnknownNameError
+
+from .activations import Run, cache_bytes, inference_bytes, training_bytes
+from .architecture import Architecture, architecture
+from .bits import WANTED
+from .blocks import layers
+from .optimizers import STATES, state_bytes
+from .packed import Weight, packed_bits, quantizer, weights
+from .shapes import ModelHeaders
+
+_MOST_NAMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Bytes of a model in one type: its largest layer, all of it, and the documented figure for Adam."""
+
+    dtype: str
+    largest_layer: int
+    total: int
+    training: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """Bytes on one device while a batch is computed without gradients."""
+
+    dtype: str
+    weights: int
+    gathered: int
+    cache: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Return the sum."""
+        return self.weights + self.gathered + self.cache + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Bytes on one device when the backward of a batch begins, from the second step on."""
+
+    dtype: str
+    weights: int
+    gathered: int
+    gradients: int
+    master: int
+    optimizer: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Return the sum."""
+        states = self.gradients + self.master + self.optimizer
+        return self.weights + self.gathered + states + self.activations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What is asked beside the size of the weights; everything is optional."""
+
+    optimizer: str | None = None
+    """None: the documented figure alone."""
+    batch_size: int | None = None
+    sequence_length: int | None = None
+    gradient_checkpointing: bool = False
+    shards: int = 1
+    """Over how many devices the states (of ``zero_stage``) are cut."""
+    zero_stage: int | None = None
+    """0: nothing, 1: optimizer states, 2: gradients too, 3: weights too. None: 3 with several shards."""
+    master_weights: bool = False
+    """A copy of narrower weights in 32 bits, and the optimizer's states in 32 bits."""
+    eager_attention: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError with everything that cannot be."""
+        faults = [
+            Fault(name, value, "must be at least 1")
+            for name, value in (
+                ("batch_size", self.batch_size),
+                ("sequence_length", self.sequence_length),
+                ("shards", self.shards),
+            )
+            if value is not None and value < 1
+        ]
+        if self.batch_size is not None and self.sequence_length is None:
+            faults.append(Fault("sequence_length", None, "is needed with batch_size", "say how many tokens"))
+        if self.zero_stage is not None and self.zero_stage not in range(4):
+            faults.append(Fault("zero_stage", self.zero_stage, "is none of 0, 1, 2 and 3"))
+        if self.zero_stage == 0 and self.shards > 1:
+            faults.append(Fault("shards", self.shards, "has no effect with zero_stage=0", "leave one out"))
+        if self.zero_stage and self.shards == 1:
+            faults.append(Fault("zero_stage", self.zero_stage, "has no effect on one shard", "add shards"))
+        if faults:
+            raise ConfigError("memory estimate", faults)
+
+    @property
+    def stage(self) -> int:
+        """Return the stage that holds."""
+        return (3 if self.shards > 1 else 0) if self.zero_stage is None else self.zero_stage
+
+    @property
+    def run(self) -> Run | None:
+        """Return the batch; None when none was named."""
+        if self.sequence_length is None:
+            return None
+        return Run(self.batch_size or 1, self.sequence_length, self.eager_attention)
+
+    @property
+    def detailed(self) -> bool:
+        """Tell whether training is shown in its parts."""
+        return self != Wishes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """What a model takes; sizes in bytes. ``largest_layers``: the names of those that are the largest."""
+
+    source: str
+    parameters: int
+    stored: Mapping[str, int]
+    largest_layers: tuple[str, ...]
+    loading: tuple[Loading, ...]
+    inference: tuple[Inference, ...]
+    training: tuple[Training, ...]
+    wishes: Wishes
+    notes: tuple[str, ...]
+
+
+def estimate_memory(
+    headers: ModelHeaders,
+    dtypes: Sequence[str] | None = None,
+    wishes: Wishes | None = None,
+    *,
+    library_name: str | None = None,
+) -> MemoryEstimate:
+    """Return what the model behind ``headers`` takes in each of ``dtypes`` (default: all known).
+
+    ``library_name``: the library that has the model's class, where the repository does not say; models of
+    timm are cut into single modules, others into blocks.
+
+    Raises UnknownNameError for a dtype or an optimizer, ConfigError for wishes that a configuration does not
+    have the numbers for.
+    """
+    wishes = wishes or Wishes()
+    chosen = list(dict.fromkeys(dtypes or WANTED))
+    for dtype in chosen:
+        if dtype not in WANTED:
+            raise UnknownNameError("dtype", dtype, WANTED)
+    model = _Model(headers, wishes, library_name)
+    stored: Counter[str] = Counter()
+    for tensor in headers.tensors.values():
+        stored[tensor.code] += tensor.bytes
+    return MemoryEstimate(
+        source=headers.source,
+        parameters=sum(weight.elements for weight in model.weights if weight.fixed is None),
+        stored=dict(stored.most_common()),
+        largest_layers=model.largest(32)[1],
+        loading=tuple(map(model.loading, chosen)),
+        inference=tuple(map(model.inference, chosen)) if model.run else (),
+        training=tuple(map(model.training, filter(model.trains, chosen))) if wishes.detailed else (),
+        wishes=wishes,
+        notes=(*headers.notes, *model.notes()),
+    )
+
+
+class _Model:
+    def __init__(self, headers: ModelHeaders, wishes: Wishes, library: str | None) -> None:
+        named = weights(headers)
+        self.headers = headers
+        self.weights = list(named.values())
+        self.trained = [weight for weight in self.weights if weight.trained]
+        self.wishes = wishes
+        self.run = wishes.run
+        self.optimizer = wishes.optimizer or "adam"
+        if self.optimizer not in STATES:
+            raise UnknownNameError("optimizer", self.optimizer, STATES)
+        # Its classes do not say what must stay together, and its repositories have "architecture".
+        single = (library or headers.library or _library(headers)) == "timm"
+        self.layers = layers(named, blocks=not single)
+        self.shape: Architecture | None = None
+        if self.run is not None:
+            self.shape = architecture(headers.config, headers.tensors)
+
+    def largest(self, bits: int) -> tuple[int, tuple[str, ...]]:
+        sizes = {name: _bytes(inside, bits) for name, inside in self.layers.items()}
+        most = max(sizes.values(), default=0)
+        return most, tuple(name for name, size in sizes.items() if size == most)
+
+    def loading(self, dtype: str) -> Loading:
+        bits = WANTED[dtype]
+        total = _bytes(self.weights, bits)
+        if self.optimizer.startswith("adam") and "8" not in self.optimizer:
+            # As documented: weights, gradients and two states of Adam, all in this type.
+            training = 4 * total
+        else:
+            states = state_bytes(self.optimizer, self.trained, bits)
+            training = total + _bytes(self.trained, bits) + states
+        return Loading(dtype, self.largest(bits)[0], total, training)
+
+    def inference(self, dtype: str) -> Inference:
+        assert self.run is not None
+        assert self.shape is not None
+        bits = WANTED[dtype]
+        return Inference(
+            dtype,
+            self._cut(_bytes(self.weights, bits), 3),
+            self._gathered(bits, 2),
+            # What computes is 16 bits at least, whatever the weights are stored in.
+            cache_bytes(self.shape, self.run, max(bits, 16)),
+            inference_bytes(self.shape, self.run, max(bits, 16)),
+        )
+
+    def trains(self, dtype: str) -> bool:
+        """Tell whether weights of this type can be trained: narrow ones only beside their master copy."""
+        return WANTED[dtype] >= 16 or (dtype == "fp8" and self.wishes.master_weights)
+
+    def training(self, dtype: str) -> Training:
+        bits = WANTED[dtype]
+        computed = max(bits, 16)
+        master = self.wishes.master_weights and bits < 32
+        activations = 0
+        if self.run is not None and self.shape is not None:
+            checkpointing = self.wishes.gradient_checkpointing
+            activations = training_bytes(self.shape, self.run, computed, checkpointing=checkpointing)
+        return Training(
+            dtype,
+            self._cut(_bytes(self.weights, bits), 3),
+            # The layer that computes, the next one, and gradients on their way to where they belong.
+            self._gathered(bits, 2) + self._gathered(computed, 1),
+            self._cut(_bytes(self.trained, computed), 2),
+            self._cut(_bytes(self.trained, 32), 1) if master else 0,
+            self._cut(state_bytes(self.optimizer, self.trained, 32 if master else bits), 1),
+            activations,
+        )
+
+    def _cut(self, count: int, stage: int) -> int:
+        return -(-count // self.wishes.shards) if self.wishes.stage >= stage else count
+
+    def _gathered(self, bits: int, most: int) -> int:
+        """Return the bytes of whole layers that are there beside the shards."""
+        if self.wishes.stage < 3 or self.wishes.shards == 1:
+            return 0
+        return min(most * self.largest(bits)[0], _bytes(self.weights, bits))
+
+    def notes(self) -> list[str]:
+        found = []
+        if packed_bits(self.headers.config) is not None:
+            how = quantizer(self.headers.config)
+            found.append(f"The files were quantized by {how}; the rows are for its weights in other types.")
+        limit = self.shape.positions if self.shape is not None else None
+        if self.run is not None and limit and self.run.length > limit:
+            found.append(f"Its configuration says that sequences have {limit:,} tokens at most.")
+        if len(self.headers.aliases) > 0:
+            names = ", ".join(list(self.headers.aliases)[:_MOST_NAMES])
+            found.append(f"Tied weights are counted once: {names}.")
+        return found
+
+
+def _bytes(those: Iterable[Weight], bits: int) -> int:
+    fixed = sum(weight.fixed for weight in those if weight.fixed is not None)
+    return fixed + -(-sum(weight.elements for weight in those if weight.fixed is None) * bits // 8)
+
+
+def _library(headers: ModelHeaders) -> str:
+    config = headers.config
+    return "timm" if "architecture" in config and "architectures" not in config else ""
+
+
+__all__ = ["Inference", "Loading", "MemoryEstimate", "Training", "Wishes", "estimate_memory"]
