@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .planning.units import convert_file_size_to_int as convert_file_size_to_int
     from .quantization.config import BnbQuantizationConfig as BnbQuantizationConfig
     from .quantization.config import TorchaoQuantizationConfig as TorchaoQuantizationConfig
+    from .quantization.loading import load_and_quantize_model as load_and_quantize_model
     from .sizes import calculate_maximum_sizes as calculate_maximum_sizes
     from .sizes import compute_module_sizes as compute_module_sizes
     from .sizes import compute_module_total_buffer_size as compute_module_total_buffer_size
@@ -98,6 +99,7 @@ _NAMES = {
     "infer_auto_device_map": ".planning.maps",
     "init_empty_weights": ".skeleton",
     "init_on_device": ".skeleton",
+    "load_and_quantize_model": ".quantization.loading",
     "load_offloaded_weight": ".offload.folder",
     "load_offloaded_weights": ".offload.folder",
     "named_module_tensors": ".tensors",

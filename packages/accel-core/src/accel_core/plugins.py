@@ -41,7 +41,7 @@ _OFFERED_BY: dict[str, dict[str, str]] = {
     QUANTIZERS: dict.fromkeys(("bitsandbytes", "torchao"), "accel-bigmodel"),
     LAUNCHERS: dict.fromkeys(("exec", "elastic"), "accel-cli"),
     COMMANDS: {
-            "launch": "accel-cli",
+        "launch": "accel-cli",
         "env": "accel-cli",
         "checkpoint": "accel-state",
         "estimate-memory": "accel-bigmodel",

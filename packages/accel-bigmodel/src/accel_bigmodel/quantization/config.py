@@ -16,6 +16,8 @@ BNB_TYPES = ("fp4", "nf4")
 """The 4-bit types of bitsandbytes."""
 TORCHAO_TYPES = ("int8", "int4")
 """The types of weights that torchao is used for here."""
+TORCHAO_PACKINGS = ("plain", "tile_packed_to_4d")
+"""How torchao lays out int4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class TorchaoQuantizationConfig(Config):
     """int8 has a scale for each row, int4 one for each ``group_size`` values of a row."""
     group_size: int = 128
     """32, 64, 128 or 256. int4 only."""
+    int4_packing: str = "plain"
+    """How torchao lays out int4: ``"plain"`` needs mslk, ``"tile_packed_to_4d"`` a CUDA GPU and bfloat16."""
     torch_dtype: torch.dtype | str | None = None
     """The dtype that weights are quantized from and become again, and of all else; None for bfloat16."""
     skip_modules: list[str] | None = None
@@ -102,6 +106,7 @@ class TorchaoQuantizationConfig(Config):
         yield from checks.one_of(self, "weights", TORCHAO_TYPES)
         if isinstance(self.group_size, bool) or self.group_size not in (32, 64, 128, 256):
             yield Fault("group_size", self.group_size, "must be 32, 64, 128 or 256")
+        yield from checks.one_of(self, "int4_packing", TORCHAO_PACKINGS)
         yield from _dtype_faults(self, "torch_dtype")
         yield from _names_faults(self, "skip_modules", "keep_in_fp32_modules")
 
@@ -128,4 +133,10 @@ def _names_faults(owner: Config, *names: str) -> Iterator[Fault]:
             yield Fault(name, value, "must be a list of names of modules, or None")
 
 
-__all__ = ["BNB_TYPES", "TORCHAO_TYPES", "BnbQuantizationConfig", "TorchaoQuantizationConfig"]
+__all__ = [
+    "BNB_TYPES",
+    "TORCHAO_PACKINGS",
+    "TORCHAO_TYPES",
+    "BnbQuantizationConfig",
+    "TorchaoQuantizationConfig",
+]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .precision import Precision as Precision
     from .precision import PrecisionPlan as PrecisionPlan
     from .precision import Scaler as Scaler
+    from .quantizer import Quantizer as Quantizer
     from .state import CheckpointIO as CheckpointIO
     from .state import LoadReport as LoadReport
     from .state import StateSink as StateSink
@@ -56,6 +57,7 @@ _NAMES = {
     "NullTracker": ".tracker",
     "Precision": ".precision",
     "PrecisionPlan": ".precision",
+    "Quantizer": ".quantizer",
     "ReduceOp": ".collectives",
     "Scaler": ".precision",
     "StateSink": ".state",

@@ -1,0 +1,348 @@
+"""The layers of bitsandbytes, and what they need to be saved exactly and to be offloaded."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import bitsandbytes as bnb  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import torch
+from bitsandbytes import functional  # type: ignore[import-not-found, import-untyped, unused-ignore]
+from bitsandbytes.utils import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    pack_dict_to_tensor,
+)
+from torch import nn
+
+from accel_core.errors import CheckpointError
+from accel_core.plain_json import parse
+
+from .config import BnbQuantizationConfig
+from .formats import BNB_STATE, damaged, expect, other, shape_of
+from .parted import PartedLinear, refuse_cast
+
+Parts = Mapping[str, torch.Tensor]
+BLOCK = 64
+"""Values that share a scale: what bitsandbytes takes when it is not told."""
+_NESTED_BLOCK = 256
+
+
+class Kind(ABC):
+    """8 or 4 bits."""
+
+    text: str
+    """As `formats.kind` calls it."""
+
+    def refusal(self, linear: nn.Linear) -> str:
+        """Return why a layer cannot be quantized; nothing, but for layers without any weight."""
+        return "" if linear.in_features and linear.out_features else "it has no weights"
+
+    @abstractmethod
+    def quantize(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the parts of a weight."""
+
+    @abstractmethod
+    def stored(self, linear: nn.Linear, found: Parts, where: str) -> dict[str, torch.Tensor]:
+        """Return the parts of what a checkpoint has, checked."""
+
+    @abstractmethod
+    def fixed(self, linear: nn.Linear, parts: Parts) -> nn.Linear:
+        """Return a layer of bitsandbytes."""
+
+    @abstractmethod
+    def movable(self, linear: nn.Linear, parts: Parts) -> PartedLinear:
+        """Return a layer with plain parameters."""
+
+
+class EightBits(Kind):
+    """int8 with a scale for each row."""
+
+    text = "8 bits of bitsandbytes"
+
+    def __init__(self, config: BnbQuantizationConfig) -> None:
+        self.threshold = config.llm_int8_threshold
+
+    def quantize(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return int8 values, and the largest of each row."""
+        values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
+        return {"weight": values, "SCB": scales}
+
+    def stored(self, linear: nn.Linear, found: Parts, where: str) -> dict[str, torch.Tensor]:
+        """Return the parts of what ``state_dict`` of Linear8bitLt gave."""
+        expect(found.get("weight"), "weight", torch.int8, shape_of(linear), where)
+        expect(found.get("SCB"), "SCB", torch.float32, (linear.out_features,), where)
+        layout = found.get("weight_format")
+        if layout is not None and (layout.numel() != 1 or int(layout) != 0):
+            raise damaged("'weight_format' says a layout of old versions of bitsandbytes", where)
+        left = set(found) - {"weight", "SCB", "weight_format"}
+        if left:
+            raise damaged(f"nothing has a use for {', '.join(sorted(left))}", where)
+        return {"weight": found["weight"], "SCB": found["SCB"]}
+
+    def fixed(self, linear: nn.Linear, parts: Parts) -> nn.Linear:
+        """Return a Linear8bitLt."""
+        layer: nn.Linear = Linear8bitLt(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            has_fp16_weights=False,
+            threshold=self.threshold,
+            device="meta",
+        )
+        values, scales = parts["weight"], parts["SCB"]
+        layer.weight = bnb.nn.Int8Params(
+            values, requires_grad=False, has_fp16_weights=False, CB=values, SCB=scales
+        )
+        layer.bias = linear.bias
+        return layer.train(linear.training)
+
+    def movable(self, linear: nn.Linear, parts: Parts) -> PartedLinear:
+        """Return a layer with ``weight`` and ``SCB`` as parameters."""
+        return _Parted8bit(linear, parts, self.threshold)
+
+
+class FourBits(Kind):
+    """fp4 or nf4 with a scale for each block, and scales quantized in their turn if so asked for."""
+
+    def __init__(self, config: BnbQuantizationConfig) -> None:
+        self.type = config.bnb_4bit_quant_type
+        self.nested = config.bnb_4bit_use_double_quant
+        self.compute = config.bnb_4bit_compute_dtype
+        self.text = f"4 bits of bitsandbytes, {self.type}"
+
+    def quantize(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return two values a byte, their scales, what these are quantized with, and a text with the rest."""
+        values, state = functional.quantize_4bit(
+            weight.contiguous(), blocksize=BLOCK, compress_statistics=self.nested, quant_type=self.type
+        )
+        if weight.device.type != "meta":
+            return {"weight": values, **_under_weight(state.as_dict(packed=True))}
+        parts = {"weight": values, "weight.absmax": state.absmax, "weight.quant_map": state.code}
+        if self.nested:
+            parts |= {
+                "weight.nested_absmax": state.state2.absmax,
+                "weight.nested_quant_map": state.state2.code,
+            }
+        # The scales' mean is in the text, and unknown.
+        text = {"blocksize": BLOCK, "shape": tuple(weight.shape), "dtype": str(weight.dtype)[6:]}
+        text |= {"nested_blocksize": _NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": 0.0}
+        return {**parts, BNB_STATE + self.type: pack_dict_to_tensor({"quant_type": self.type, **text})}
+
+    def stored(self, linear: nn.Linear, found: Parts, where: str) -> dict[str, torch.Tensor]:
+        """Return the parts of what ``state_dict`` of Linear4bit gave."""
+        parts = dict(found)
+        state = _read_state(parts.get(BNB_STATE + self.type), where)
+        nested = "weight.nested_absmax" in parts
+        if nested != self.nested:
+            doubly = ("with", "without") if nested else ("without", "with")
+            raise other(f"{doubly[0]} double quantization", f"{doubly[1]} it", where)
+        block, count = state["blocksize"], math.prod(shape_of(linear))
+        if state["quant_type"] != self.type or tuple(state["shape"]) != shape_of(linear):
+            raise damaged(f"the state is of {state['quant_type']} and shape {state['shape']}", where)
+        blocks = -(-count // block)
+        weight = parts.get("weight")
+        # FSDP wants other dtypes than bytes; bitsandbytes writes what it was told to pretend.
+        if weight is not None and weight.is_contiguous():
+            parts["weight"] = weight.view(torch.uint8).view(-1, 1) if weight.numel() else weight
+        expect(parts.get("weight"), "weight", torch.uint8, (-(-count // 2), 1), where)
+        scales = torch.uint8 if nested else torch.float32
+        expect(parts.get("weight.absmax"), "weight.absmax", scales, (blocks,), where)
+        expect(parts.get("weight.quant_map"), "weight.quant_map", torch.float32, (16,), where)
+        wanted = {"weight", "weight.absmax", "weight.quant_map", BNB_STATE + self.type}
+        if nested:
+            outer = -(-blocks // state["nested_blocksize"])
+            expect(parts["weight.nested_absmax"], "weight.nested_absmax", torch.float32, (outer,), where)
+            expect(
+                parts.get("weight.nested_quant_map"), "weight.nested_quant_map", torch.float32, (256,), where
+            )
+            wanted |= {"weight.nested_absmax", "weight.nested_quant_map"}
+        if set(parts) != wanted:
+            raise damaged(f"nothing has a use for {', '.join(sorted(set(parts) - wanted))}", where)
+        return parts
+
+    def fixed(self, linear: nn.Linear, parts: Parts) -> nn.Linear:
+        """Return a Linear4bit."""
+        layer: Any = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            compute_dtype=self.compute,
+            compress_statistics=self.nested,
+            quant_type=self.type,
+            device="meta",
+        )
+        device = parts["weight"].device
+        layer.weight = bnb.nn.Params4bit.from_prequantized(
+            data=parts["weight"],
+            quantized_stats={name: part for name, part in parts.items() if name != "weight"},
+            device=device,
+            module=layer,
+        )
+        layer.bias = linear.bias
+        # What the fast kernel for CPUs cannot lay out, it ends with an assertion.
+        fast = linear.out_features % 32 == 0 and linear.in_features % layer.weight.blocksize == 0
+        layer.support_avx512bf16_for_cpu = layer.support_avx512bf16_for_cpu and fast
+        made: nn.Linear = layer.train(linear.training)
+        return made
+
+    def movable(self, linear: nn.Linear, parts: Parts) -> PartedLinear:
+        """Return a layer with the values and scales as parameters."""
+        return _Parted4bit(linear, parts, self.compute, BNB_STATE + self.type)
+
+
+def _under_weight(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"weight.{name}": part for name, part in state.items()}
+
+
+def _read_state(text: torch.Tensor | None, where: str) -> dict[str, Any]:
+    """Return what is no tensor of the state of a weight, checked."""
+    if text is None or text.dtype != torch.uint8 or text.numel() > 10_000:
+        raise damaged("the text of the quantization's state is missing", where)
+    state = parse(bytes(text.flatten().tolist()), where)
+    wanted: dict[str, tuple[type, ...]] = {
+        "quant_type": (str,),
+        "blocksize": (int,),
+        "dtype": (str,),
+        "shape": (list,),
+    }
+    if isinstance(state, dict) and "nested_blocksize" in state:
+        wanted |= {"nested_blocksize": (int,), "nested_dtype": (str,), "nested_offset": (float, int)}
+    wrong = not isinstance(state, dict) or any(
+        not isinstance(state.get(key), of) for key, of in wanted.items()
+    )
+    if wrong or state["blocksize"] < 1 or state.get("nested_blocksize", 1) < 1:
+        raise CheckpointError("The text of a quantization's state is wrong", where=where, fix="save it again")
+    return state  # type: ignore[no-any-return]
+
+
+class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
+    """bitsandbytes' own layer, casts refused."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        refuse_cast(fn, "a quantized layer")
+        super()._apply(fn, recurse)
+        return self
+
+
+class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
+    """bitsandbytes' own layer, saved and moved without loss, casts refused.
+
+    On CPUs with AVX-512 BF16, the first forward rounds the scales for a faster kernel, and bitsandbytes
+    would save the rounded ones. They are kept here as they were.
+    """
+
+    _kept: tuple[Any, ...] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute, and keep the exact scales if bitsandbytes replaces them now."""
+        state = self.weight.quant_state
+        if state is None or _packed(state):
+            return super().forward(x)  # type: ignore[no-any-return]
+        exact = (state.absmax, state.offset, state.state2, state.nested)
+        result: torch.Tensor = super().forward(x)
+        if _packed(state):
+            self._kept = exact
+        return result
+
+    def _unpack(self) -> None:
+        state = getattr(self.weight, "quant_state", None)
+        if state is None or not _packed(state) or self._kept is None:
+            return
+        # Else scales would be quantized again.
+        state.original_nested = False
+        self.weight.data, _ = functional._convert_weight_packed_for_cpu_inverse(self.weight.data, state)
+        state.absmax, state.offset, state.state2, state.nested = self._kept
+        self._kept = None
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._unpack()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        refuse_cast(fn, "a quantized layer")
+        # Only this CPU reads what it laid out for itself.
+        self._unpack()
+        super()._apply(fn, recurse)
+        return self
+
+
+def _packed(state: Any) -> bool:
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+class _Parted8bit(PartedLinear):
+    """Plain parameters ``weight`` and ``SCB``."""
+
+    SCB: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, parts: Parts, threshold: float) -> None:
+        layout = {"weight_format": torch.tensor(0, dtype=torch.uint8)}
+        super().__init__(linear, parts, {"weight": "weight", "SCB": "SCB"}, layout)
+        self.threshold = threshold
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute as Linear8bitLt does, with whatever the parameters are now."""
+        # One for each call, because several may be under way.
+        state = bnb.MatmulLtState()
+        state.threshold = self.threshold
+        state.use_pool = self.threshold > 0.0
+        state.has_fp16_weights = False
+        state.is_training = self.training
+        state.CB, state.SCB = self.weight.data, self.SCB.data
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return bnb.matmul(x, self.weight, bias=bias, state=state)  # type: ignore[no-any-return]
+
+
+class _Parted4bit(PartedLinear):
+    """Plain parameters: ``weight`` in bytes, ``absmax``, ``quant_map``, and three more for nested scales."""
+
+    absmax: torch.Tensor
+    quant_map: torch.Tensor
+    nested_absmax: torch.Tensor
+    nested_quant_map: torch.Tensor
+    nested_offset: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, parts: Parts, compute: Any, text: str) -> None:
+        # Always on the CPU: it is read here, once.
+        state = _read_state(parts[text].cpu(), text)
+        own = {name.removeprefix("weight."): part for name, part in parts.items() if name != text}
+        names = {name: "weight" if name == "weight" else f"weight.{name}" for name in own}
+        nested = "nested_absmax" in own
+        if nested:
+            offset = torch.tensor(float(state["nested_offset"]))
+            own["nested_offset"] = offset.to(parts["weight"].device)
+        super().__init__(linear, own, names, {text: parts[text].cpu()})
+        self.nested = nested
+        self.compute = compute
+        self.blocksize: int = state["blocksize"]
+        self.nested_blocksize: int = state.get("nested_blocksize", 0)
+        self.quant_type: str = state["quant_type"]
+        self.quant_dtype: torch.dtype = getattr(torch, state["dtype"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute as Linear4bit does, with whatever the parameters are now."""
+        outer = None
+        if self.nested:
+            outer = functional.QuantState(
+                absmax=self.nested_absmax.data,
+                code=self.nested_quant_map.data,
+                blocksize=self.nested_blocksize,
+                dtype=torch.float32,
+            )
+        state = functional.QuantState(
+            absmax=self.absmax.data,
+            shape=torch.Size(shape_of(self)),
+            code=self.quant_map.data,
+            blocksize=self.blocksize,
+            quant_type=self.quant_type,
+            dtype=self.quant_dtype,
+            offset=self.nested_offset.data if self.nested else None,
+            state2=outer,
+        )
+        bias = None if self.bias is None else self.bias.to(self.compute)
+        result = bnb.matmul_4bit(x.to(self.compute), self.weight.data, bias=bias, quant_state=state)
+        return result.to(x.dtype)  # type: ignore[no-any-return]
+
+
+__all__ = ["EightBits", "FourBits", "Kind", "Linear4bit", "Linear8bitLt"]
