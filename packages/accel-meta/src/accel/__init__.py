@@ -12,7 +12,13 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
+    from accel_bigmodel import cpu_offload as cpu_offload
+    from accel_bigmodel import cpu_offload_with_hook as cpu_offload_with_hook
+    from accel_bigmodel import disk_offload as disk_offload
+    from accel_bigmodel import dispatch_model as dispatch_model
+    from accel_bigmodel import infer_auto_device_map as infer_auto_device_map
     from accel_bigmodel import init_empty_weights as init_empty_weights
+    from accel_bigmodel import init_on_device as init_on_device
     from accel_core.config import AutocastKwargs as AutocastKwargs
     from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
     from accel_core.config import DistributedDataParallelKwargs as DistributedDataParallelKwargs
@@ -45,9 +51,15 @@ _NAMES = {
     "InitProcessGroupKwargs": "accel_core.config",
     "PartialState": "accel_state",
     "ProfileKwargs": "accel_core.config",
+    "cpu_offload": "accel_bigmodel",
+    "cpu_offload_with_hook": "accel_bigmodel",
+    "disk_offload": "accel_bigmodel",
+    "dispatch_model": "accel_bigmodel",
     "find_executable_batch_size": "accel_state",
     "get_logger": "accel_core.logging",
+    "infer_auto_device_map": "accel_bigmodel",
     "init_empty_weights": "accel_bigmodel",
+    "init_on_device": "accel_bigmodel",
     "skip_first_batches": "accel_data",
     "synchronize_rng_states": "accel_state",
     "utils": ".utils",

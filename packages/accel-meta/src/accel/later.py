@@ -11,7 +11,6 @@ METHODS = frozenset(
         "log",
         "lomo_backward",
         "maybe_context_parallel",
-        "verify_device_map",
     }
 )
 

@@ -101,6 +101,15 @@ class ModelAPI:
         together(self._process.collectives, lambda: found.append(weights.read(directory)), "read the weights")
         return self._strategy.states.load_full(self._unit(model), found[0], strict=strict)
 
+    def verify_device_map(self, model: nn.Module) -> bool:
+        """Tell whether ``model``, or a module of it, was dispatched to several devices.
+
+        Each of several processes needs the whole model on its own device: `prepare` refuses it there.
+        """
+        from accel_parallel.inspection import placed_devices
+
+        return len(placed_devices(model)) > 1
+
     def _unit(self, model: nn.Module) -> Unit:
         """Return the unit of a prepared model, by itself or what it was made of; for others a new one."""
         prepared = self._registry.made_of(model)

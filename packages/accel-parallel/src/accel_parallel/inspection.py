@@ -48,10 +48,28 @@ def placed_devices(model: nn.Module) -> set[str]:
     return found
 
 
+def _offloads(model: nn.Module) -> bool:
+    """Tell whether weights of ``model`` are there during its forwards only, brought by hooks."""
+    hooks = (module.__dict__.get("_hf_hook") for module in model.modules())
+    return any(getattr(each, "offload", False) for hook in hooks for each in getattr(hook, "hooks", (hook,)))
+
+
 def check_not_meta(unit: Unit) -> None:
-    """Raise PrepareError when a parameter or buffer has no memory: it was never loaded."""
+    """Raise PrepareError when a parameter or buffer has no memory: it was never loaded.
+
+    A model whose weights are offloaded has none between its forwards; it computes, and is not trained.
+    """
     for name, tensor in _tensors(unit.model):
         if tensor.is_meta:
+            offloads = _offloads(unit.model)
+            if offloads and not unit.optimizers:
+                return
+            if offloads:
+                raise PrepareError(
+                    f"Weights of unit {unit.name!r} are offloaded: its optimizer has nothing to change",
+                    where=f"{name}, shape {tuple(tensor.shape)}",
+                    fix="train a model that is in memory; an offloaded one is prepared without an optimizer",
+                )
             raise PrepareError(
                 f"The model of unit {unit.name!r} is on the meta device: {name!r} has a shape but no values",
                 where=f"{name}, shape {tuple(tensor.shape)}",
@@ -82,7 +100,7 @@ def check_one_device(unit: Unit, device: torch.device) -> None:
         )
     if unit.place and not spread:
         return
-    if spread and not _same_device(torch.device(*spread), device):
+    if spread and ("disk" in spread or not _same_device(torch.device(*spread), device)):
         raise PrepareError(
             f"The model of unit {unit.name!r} was loaded on {', '.join(spread)}, this process uses {device}",
             where="its hf_device_map",

@@ -6,10 +6,33 @@ from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
     from accel.extraction import extract_model_from_parallel as extract_model_from_parallel
+    from accel_bigmodel import BnbQuantizationConfig as BnbQuantizationConfig
+    from accel_bigmodel import CustomDtype as CustomDtype
+    from accel_bigmodel import OffloadedWeightsLoader as OffloadedWeightsLoader
+    from accel_bigmodel import PrefixedDataset as PrefixedDataset
+    from accel_bigmodel import TorchaoQuantizationConfig as TorchaoQuantizationConfig
+    from accel_bigmodel import align_module_device as align_module_device
     from accel_bigmodel import calculate_maximum_sizes as calculate_maximum_sizes
+    from accel_bigmodel import check_device_map as check_device_map
+    from accel_bigmodel import clean_device_map as clean_device_map
     from accel_bigmodel import compute_module_sizes as compute_module_sizes
+    from accel_bigmodel import compute_module_total_buffer_size as compute_module_total_buffer_size
+    from accel_bigmodel import convert_file_size_to_int as convert_file_size_to_int
+    from accel_bigmodel import extract_submodules_state_dict as extract_submodules_state_dict
     from accel_bigmodel import find_tied_parameters as find_tied_parameters
+    from accel_bigmodel import get_balanced_memory as get_balanced_memory
     from accel_bigmodel import get_max_layer_size as get_max_layer_size
+    from accel_bigmodel import get_max_memory as get_max_memory
+    from accel_bigmodel import has_offloaded_params as has_offloaded_params
+    from accel_bigmodel import infer_auto_device_map as infer_auto_device_map
+    from accel_bigmodel import load_offloaded_weight as load_offloaded_weight
+    from accel_bigmodel import load_offloaded_weights as load_offloaded_weights
+    from accel_bigmodel import named_module_tensors as named_module_tensors
+    from accel_bigmodel import offload_state_dict as offload_state_dict
+    from accel_bigmodel import offload_weight as offload_weight
+    from accel_bigmodel import retie_parameters as retie_parameters
+    from accel_bigmodel import save_offload_index as save_offload_index
+    from accel_bigmodel import set_module_tensor_to_device as set_module_tensor_to_device
     from accel_cli import write_basic_config as write_basic_config
     from accel_core.config import AutocastKwargs as AutocastKwargs
     from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
@@ -87,6 +110,8 @@ if TYPE_CHECKING:
 
     from . import environment as environment
     from . import imports as imports
+    from . import modeling as modeling
+    from . import offload as offload
     from . import operations as operations
     from . import random as random
     from . import versions as versions
@@ -102,7 +127,9 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "AutocastKwargs": "accel_core.config",
+    "BnbQuantizationConfig": "accel_bigmodel",
     "ComputeEnvironment": "accel_core.enums",
+    "CustomDtype": "accel_bigmodel",
     "DDPCommunicationHookType": "accel_core.enums",
     "DataLoaderConfiguration": "accel_core.config",
     "DistributedDataParallelKwargs": "accel_core.config",
@@ -116,8 +143,10 @@ _NAMES = {
     "LoggerType": "accel_core.enums",
     "MODEL_NAME": ".constants",
     "OPTIMIZER_NAME": ".constants",
+    "OffloadedWeightsLoader": "accel_bigmodel",
     "PrecisionType": "accel_core.enums",
     "PreemptionKwargs": "accel_core.config",
+    "PrefixedDataset": "accel_bigmodel",
     "ProfileKwargs": "accel_core.config",
     "ProjectConfiguration": "accel_core.config",
     "RNGType": "accel_core.enums",
@@ -128,35 +157,46 @@ _NAMES = {
     "SCHEDULER_NAME": ".constants",
     "SageMakerDistributedType": "accel_core.enums",
     "TorchDynamoPlugin": "accel_core.config",
+    "TorchaoQuantizationConfig": "accel_bigmodel",
     "WEIGHTS_INDEX_NAME": ".constants",
     "WEIGHTS_NAME": ".constants",
+    "align_module_device": "accel_bigmodel",
     "broadcast": "accel_state",
     "broadcast_object_list": "accel_state",
     "calculate_maximum_sizes": "accel_bigmodel",
+    "check_device_map": "accel_bigmodel",
+    "clean_device_map": "accel_bigmodel",
     "clear_device_cache": "accel_state",
     "clear_environment": "accel_core.environment",
     "compile_regions": "accel_parallel",
     "compute_module_sizes": "accel_bigmodel",
+    "compute_module_total_buffer_size": "accel_bigmodel",
     "concatenate": "accel_state",
+    "convert_file_size_to_int": "accel_bigmodel",
     "convert_outputs_to_fp32": "accel_precision",
     "convert_to_fp32": "accel_precision",
     "environment": ".environment",
     "extract_model_from_parallel": "accel.extraction",
+    "extract_submodules_state_dict": "accel_bigmodel",
     "find_batch_size": "accel_state",
     "find_device": "accel_state",
     "find_executable_batch_size": "accel_state",
     "find_tied_parameters": "accel_bigmodel",
     "gather": "accel_state",
     "gather_object": "accel_state",
+    "get_balanced_memory": "accel_bigmodel",
     "get_data_structure": "accel_state",
     "get_grad_scaler": "accel_precision",
     "get_logger": "accel_core.logging",
     "get_max_layer_size": "accel_bigmodel",
+    "get_max_memory": "accel_bigmodel",
     "get_mixed_precision_context_manager": "accel_precision",
     "get_shape": "accel_state",
     "has_compiled_regions": "accel_parallel",
+    "has_offloaded_params": "accel_bigmodel",
     "honor_type": "accel_state",
     "imports": ".imports",
+    "infer_auto_device_map": "accel_bigmodel",
     "initialize_tensors": "accel_state",
     "install_xla": "accel_state.notebooks",
     "is_bf16_available": "accel_state.availability",
@@ -176,6 +216,13 @@ _NAMES = {
     "is_xpu_available": "accel_state.availability",
     "listify": "accel_state",
     "load": "accel_state.saving",
+    "load_offloaded_weight": "accel_bigmodel",
+    "load_offloaded_weights": "accel_bigmodel",
+    "modeling": ".modeling",
+    "named_module_tensors": "accel_bigmodel",
+    "offload": ".offload",
+    "offload_state_dict": "accel_bigmodel",
+    "offload_weight": "accel_bigmodel",
     "operations": ".operations",
     "override_numa_affinity": "accel_state.affinity",
     "pad_across_processes": "accel_state",
@@ -184,8 +231,11 @@ _NAMES = {
     "recursively_apply": "accel_state",
     "reduce": "accel_state",
     "release_memory": "accel_state",
+    "retie_parameters": "accel_bigmodel",
     "save": "accel_state.saving",
+    "save_offload_index": "accel_bigmodel",
     "send_to_device": "accel_state",
+    "set_module_tensor_to_device": "accel_bigmodel",
     "set_numa_affinity": "accel_state.affinity",
     "set_seed": "accel_state",
     "slice_tensors": "accel_state",
