@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .hooks.forward import remove_hook_from_submodules as remove_hook_from_submodules
     from .hooks.whole import CpuOffload as CpuOffload
     from .hooks.whole import UserCpuOffloadHook as UserCpuOffloadHook
+    from .loading.checkpoint import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
+    from .loading.checkpoint import load_checkpoint_in_model as load_checkpoint_in_model
+    from .loading.checkpoint import load_state_dict as load_state_dict
+    from .loading.report import CheckpointReport as CheckpointReport
     from .offload.block import OffloadedBlock as OffloadedBlock
     from .offload.folder import load_offloaded_weight as load_offloaded_weight
     from .offload.folder import load_offloaded_weights as load_offloaded_weights
@@ -58,10 +62,14 @@ if TYPE_CHECKING:
     from .tensors import named_module_tensors as named_module_tensors
     from .tensors import retie_parameters as retie_parameters
     from .tensors import set_module_tensor_to_device as set_module_tensor_to_device
+    from .weights.reader import CheckpointWeights as CheckpointWeights
+    from .weights.reader import open_weights as open_weights
 
 _NAMES = {
     "AlignDevicesHook": ".hooks.align",
     "BnbQuantizationConfig": ".quantization.config",
+    "CheckpointReport": ".loading.report",
+    "CheckpointWeights": ".weights.reader",
     "CpuOffload": ".hooks.whole",
     "CustomDtype": ".dtypes",
     "Lane": ".offload.lane",
@@ -100,11 +108,15 @@ _NAMES = {
     "init_empty_weights": ".skeleton",
     "init_on_device": ".skeleton",
     "load_and_quantize_model": ".quantization.loading",
+    "load_checkpoint_and_dispatch": ".loading.checkpoint",
+    "load_checkpoint_in_model": ".loading.checkpoint",
     "load_offloaded_weight": ".offload.folder",
     "load_offloaded_weights": ".offload.folder",
+    "load_state_dict": ".loading.checkpoint",
     "named_module_tensors": ".tensors",
     "offload_state_dict": ".offload.folder",
     "offload_weight": ".offload.folder",
+    "open_weights": ".weights.reader",
     "remove_hook_from_module": ".hooks.forward",
     "remove_hook_from_submodules": ".hooks.forward",
     "resolve_device_map": ".planning.resolve",

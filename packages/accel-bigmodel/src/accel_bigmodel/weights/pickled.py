@@ -17,8 +17,6 @@ class PickledFile(dict[str, torch.Tensor]):
     Raises CheckpointError for a file that is damaged, or holds more than tensors by name.
     """
 
-    tied: Mapping[str, str] = {}
-
     def __init__(self, path: Path) -> None:
         found = load_plain(path, torch.load)
         if not isinstance(found, Mapping):
@@ -34,12 +32,23 @@ class PickledFile(dict[str, torch.Tensor]):
                 )
         super().__init__(found)
         self.path = path
+        # Pickles keep it when one tensor is stored under several names.
+        first: dict[tuple[object, ...], str] = {}
+        self.tied = {
+            name: kept
+            for name, value in self.items()
+            if value.numel() and (kept := first.setdefault(_memory(value), name)) != name
+        }
 
     def location(self, name: str) -> None:
         """Return None: what a program of pickles puts where is its own business."""
 
     def will_need(self, names: Iterable[str]) -> None:
         """Do nothing."""
+
+
+def _memory(tensor: torch.Tensor) -> tuple[object, ...]:
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 __all__ = ["PickledFile"]
