@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from accel_core.errors import CheckpointError
-
+from .layout import Layout, lay_out
+from .slot import Slot, Way, like
 from .tied import TiedTensors
 
 if TYPE_CHECKING:
     from .lane import Lane
-
-
-def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """Return ``data`` as ``tensor`` is: its class, its ``requires_grad``, its attributes."""
-    made: Any
-    if not isinstance(tensor, nn.Parameter):
-        made = data
-    elif type(data) in (torch.Tensor, nn.Parameter):
-        # What a class does when it is called (bitsandbytes quantizes) was done to these values already.
-        made = torch.Tensor._make_subclass(type(tensor), data.detach(), tensor.requires_grad)
-    else:
-        made = nn.Parameter(data.detach(), requires_grad=tensor.requires_grad)
-    if made is not tensor and tensor.__dict__:
-        made.__dict__.update(tensor.__dict__)
-    return made  # type: ignore[no-any-return]
-
-
-class _Slot:
-    """Where a module keeps one of its tensors."""
-
-    __slots__ = ("group", "key", "name", "placeholder", "spelled", "table")
-
-    def __init__(
-        self, module: nn.Module, name: str, source: Mapping[str, torch.Tensor], prefix: str, tied: TiedTensors
-    ) -> None:
-        path, _, self.key = name.rpartition(".")
-        owner = module.get_submodule(path)
-        # The tables themselves: assigning to a module looks through all of them, every time.
-        self.table: dict[str, Any] = owner._parameters if self.key in owner._parameters else owner._buffers
-        self.name = prefix + name
-        self.group = tied.group(self.name)
-        self.spelled = tied.spelled(self.name, source)
-        self.placeholder: torch.Tensor | None = None
+    from .transfer import Transfer
 
 
 class OffloadedBlock:
@@ -57,7 +24,9 @@ class OffloadedBlock:
     ``names`` are relative to the module, dotted for those of its submodules. ``tied``: what several modules
     share. ``lane``: moves the next block while this one computes.
 
-    `enter` and `leave` are counted, so that several forwards may be under way, in threads too.
+    `enter` and `leave` are counted, so that several forwards may be under way, in threads too. What a forward
+    changes stays changed: values that are used where they lie are written there, others stay in the module.
+    So does what somebody puts in the place of a placeholder.
     """
 
     def __init__(
@@ -77,33 +46,32 @@ class OffloadedBlock:
         self.device = device
         self.tied = tied or TiedTensors()
         self.lane = lane
-        self._slots = [_Slot(module, name, source, prefix, self.tied) for name in names]
+        self.number = -1 if lane is None else lane.add(self)
+        self._slots = [Slot(module, name, source, prefix, self.tied) for name in names]
         self._inside = 0
         self._lock = threading.RLock()
+        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._transfer: Transfer | None = None
+        self._moves = True
 
     def park(self) -> None:
         """Put placeholders on the meta device in the module."""
         with self._lock:
             for slot in self._slots:
-                if slot.placeholder is None:
-                    self._make_placeholder(slot)
-                slot.table[slot.key] = slot.placeholder
-
-    def _make_placeholder(self, slot: _Slot) -> None:
-        now = slot.table[slot.key]
-
-        def make() -> torch.Tensor:
-            if now.device.type == "meta":
-                return now  # type: ignore[no-any-return]
-            return like(now, now.detach().to("meta"))
-
-        slot.placeholder = make() if slot.group is None else self.tied.placeholder(slot.group, make)
+                slot.park(self.tied)
 
     def enter(self) -> None:
-        """Put the values in the module, on the device; only the first of several does."""
+        """Put the values in the module, on the device; only the first of several does.
+
+        Raises CheckpointError when the source does not have a value, torch.OutOfMemoryError when the device
+        has no room; the module is as before then.
+        """
         with self._lock:
             if self._inside == 0:
                 self._place()
+            elif self._transfer is not None:
+                # Maybe of another thread, whose stream does not know yet that it has to wait.
+                self._transfer.join()
             self._inside += 1
 
     def leave(self) -> None:
@@ -111,63 +79,83 @@ class OffloadedBlock:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._drop()
-
-    def _place(self) -> None:
-        values: list[torch.Tensor] = []
-        try:
-            for slot in self._slots:
-                if slot.group is None:
-                    values.append(self._value(slot, self.device))
-                else:
-                    made = self.tied.acquire(slot.group, self.device, partial(self._value, slot, self.device))
-                    values.append(made)
-        except BaseException:
-            self._release(len(values))
-            raise
-        for slot, value in zip(self._slots, values, strict=True):
-            slot.table[slot.key] = value
-
-    def _drop(self) -> None:
-        for slot in self._slots:
-            slot.table[slot.key] = slot.placeholder
-        self._release(len(self._slots))
-
-    def _release(self, count: int) -> None:
-        for slot in self._slots[:count]:
-            if slot.group is not None:
-                self.tied.release(slot.group, self.device)
-
-    def _value(self, slot: _Slot, device: torch.device) -> torch.Tensor:
-        # Made inside torch.inference_mode, tensors could never be used outside of it.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            try:
-                found = self.source[slot.spelled]
-            except KeyError as error:
-                raise CheckpointError(
-                    f"The offloaded weights have no {slot.spelled!r}",
-                    where=type(self.module).__name__,
-                    fix="offload the model again, from weights that have it",
-                ) from error
-            assert slot.placeholder is not None
-            return like(slot.placeholder, found.to(device))
+                self._transfer = None
+                for slot in self._slots:
+                    slot.leave(self.tied, self.device)
 
     def restore(self, device: torch.device) -> None:
-        """Put the values in the module for good, in memory of their own on ``device``."""
-        with self._lock:
-            if device.type == "meta":
-                return
-            for slot in self._slots:
-                if slot.group is None:
-                    slot.table[slot.key] = self._copy(slot, device)
-                else:
-                    make = partial(self._copy, slot, device)
-                    slot.table[slot.key] = self.tied.restored(slot.group, device, make)
+        """Put the values in the module for good, in memory of their own on ``device``.
 
-    def _copy(self, slot: _Slot, device: torch.device) -> torch.Tensor:
-        value = self._value(slot, device)
-        # A mapped file may be overwritten by whoever saves the model next.
-        return like(value, value.detach().clone()) if device.type == "cpu" else value
+        The meta device leaves it as it is.
+        """
+        with self._lock:
+            if device.type != "meta":
+                for slot in self._slots:
+                    slot.restore(self.tied, device)
+
+    def _place(self) -> None:
+        lane = self.lane
+        arrived: dict[int, torch.Tensor] = {}
+        if lane is not None and self._moves and lane.streams:
+            arrived = self._arrived(lane)
+        elif lane is not None:
+            lane.passing(self)
+        entered = 0
+        try:
+            for number, slot in enumerate(self._slots):
+                slot.enter(self.tied, self.device, arrived.get(number))
+                entered += 1
+        except BaseException:
+            self._transfer = None
+            for slot in self._slots[:entered]:
+                slot.leave(self.tied, self.device)
+            raise
+        if self._moves:
+            # Known once every tensor was looked at: then nothing is asked that has one answer.
+            self._moves = any(slot.way is not Way.IN_PLACE for slot in self._slots)
+
+    def _arrived(self, lane: Lane) -> dict[int, torch.Tensor]:
+        transfer = lane.take(self)
+        if transfer is None:
+            return {}
+        values = transfer.arrive()
+        if values is None:
+            # The source has come to hold other tensors under these names.
+            self._layouts.clear()
+            transfer = lane.take(self)
+            values = None if transfer is None else transfer.arrive()
+        if transfer is None or values is None:
+            return {}
+        self._transfer = transfer
+        return dict(zip(transfer.indices, values, strict=True))
+
+    def wanted(self) -> tuple[int, ...]:
+        """Return the numbers of the tensors that have to be moved; empty while they are in use."""
+        if self._inside:
+            return ()
+        return tuple(
+            number
+            for number, slot in enumerate(self._slots)
+            if slot.find_way(self.device) is Way.MOVED
+            and slot.waits()
+            and not (slot.group is not None and self.tied.held(slot.group, self.device))
+        )
+
+    def layout(self, indices: tuple[int, ...]) -> Layout:
+        """Return how the tensors ``indices`` lie together on the device."""
+        if indices not in self._layouts:
+            self._layouts[indices] = lay_out(self.fetch(indices))
+        return self._layouts[indices]
+
+    def fetch(self, indices: tuple[int, ...]) -> Sequence[torch.Tensor]:
+        """Return the values of the tensors ``indices`` from the source."""
+        return [self._slots[number].fetch() for number in indices]
+
+    def ask_ahead(self) -> None:
+        """Ask the system to read the pages of the values."""
+        ask = getattr(self.source, "will_need", None)
+        if ask is not None:
+            ask([slot.spelled for slot in self._slots])
 
 
 __all__ = ["OffloadedBlock", "like"]

@@ -193,8 +193,8 @@ def load_offloaded_weights(model: nn.Module, index: Mapping[str, Any] | None, of
 
     Raises CheckpointError for names that the model does not have, and as `load_offloaded_weight`.
     """
-    from .block import like
     from .loader import OffloadedWeightsLoader
+    from .slot import like
 
     if not index:
         return

@@ -8,6 +8,34 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 
 
+class _Held:
+    """A tensor that somebody uses, and from when on it is there on other streams."""
+
+    __slots__ = ("count", "ready", "stream", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.count = 0
+        self.stream = _stream(tensor)
+        self.ready = None if self.stream is None else self.stream.record_event()
+
+    def join(self) -> None:
+        """Let this thread's stream wait for the tensor."""
+        here = _stream(self.tensor)
+        if here is not None and here != self.stream:
+            assert self.ready is not None
+            here.wait_event(self.ready)
+            self.tensor.record_stream(here)
+
+
+def _stream(tensor: torch.Tensor) -> torch.Stream | None:
+    """Return the stream that this thread uses on the tensor's device; None where there are none."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or accelerator.type != tensor.device.type:
+        return None
+    return torch.accelerator.current_stream(tensor.device)
+
+
 class TiedTensors:
     """What modules share of the tensors of each group; ``groups`` are the names that stand for one tensor.
 
@@ -23,7 +51,8 @@ class TiedTensors:
 
     def _start(self) -> None:
         self._placeholders: dict[str, torch.Tensor] = {}
-        self._here: dict[tuple[str, torch.device], tuple[torch.Tensor, int]] = {}
+        self._here: dict[tuple[str, torch.device], _Held] = {}
+        self._kept: dict[str, tuple[torch.Tensor | None, torch.Tensor]] = {}
         self._restored: dict[tuple[str, torch.device], torch.Tensor] = {}
         self._lock = threading.RLock()
 
@@ -56,22 +85,36 @@ class TiedTensors:
                 self._placeholders[group] = make()
             return self._placeholders[group]
 
+    def held(self, group: str, device: torch.device) -> bool:
+        """Tell whether somebody has the group's tensor on ``device``."""
+        return (group, device) in self._here
+
     def acquire(self, group: str, device: torch.device, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the group's tensor on ``device``, made unless somebody has it; `release` it after use."""
         with self._lock:
             held = self._here.get((group, device))
-            tensor, count = held if held is not None else (make(), 0)
-            self._here[group, device] = (tensor, count + 1)
-            return tensor
+            if held is None:
+                held = self._here[group, device] = _Held(make())
+            else:
+                held.join()
+            held.count += 1
+            return held.tensor
 
     def release(self, group: str, device: torch.device) -> None:
         """Give back what `acquire` returned; the last one drops it."""
         with self._lock:
-            tensor, count = self._here[group, device]
-            if count == 1:
+            held = self._here[group, device]
+            held.count -= 1
+            if not held.count:
                 del self._here[group, device]
-            else:
-                self._here[group, device] = (tensor, count - 1)
+
+    def kept(self, group: str, seen: torch.Tensor | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return what all modules use of a tensor where it lies; made anew if it was not made from ``seen``."""
+        with self._lock:
+            kept = self._kept.get(group)
+            if kept is None or kept[0] is not seen:
+                kept = self._kept[group] = (seen, make())
+            return kept[1]
 
     def restored(self, group: str, device: torch.device, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the group's tensor on ``device`` as it stays there for good."""
