@@ -26,6 +26,12 @@ class MoveGuard:
     def __call__(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         """Apply ``fn`` to all tensors of the model, unless that would part weights from their hooks."""
         model = self.model
+        own: Any = type(model)._apply
+        if not any(isinstance(hook, AlignDevicesHook) for each in model.modules() for hook in hooks_of(each)):
+            # The hooks are gone, and with them what there was to guard.
+            model.__dict__.pop("_apply", None)
+            freed: nn.Module = own(model, fn, recurse)
+            return freed
         away = next(offloaded_names(model), None)
         if away is not None:
             raise StateError(
@@ -41,7 +47,6 @@ class MoveGuard:
                 where=type(model).__name__,
                 fix="remove_hook_from_submodules(model) first",
             )
-        own: Any = type(model)._apply
         applied: nn.Module = own(model, fn, recurse)
         return applied
 

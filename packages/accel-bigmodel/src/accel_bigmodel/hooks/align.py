@@ -92,6 +92,11 @@ class AlignDevicesHook(ModelHook):
         self._skipped: Any = self
         self._skip: frozenset[str] = frozenset()
 
+    @property
+    def traceable(self) -> bool:  # type: ignore[override]
+        """Tell whether the hook moves inputs only."""
+        return not (self.offload or self.io_same_device)
+
     def __repr__(self) -> str:
         shown = (name for name in _ARGUMENTS if name not in {"weights_map", "tied_params_map"})
         return f"AlignDevicesHook({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"

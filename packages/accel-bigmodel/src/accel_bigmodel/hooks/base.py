@@ -15,6 +15,8 @@ class ModelHook:
     """
 
     no_grad = False
+    traceable = True
+    """Whether ``torch.compile`` may look inside; what takes locks or exchanges weights runs beside graphs."""
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Prepare ``module`` when the hook is added to it, and return it."""
@@ -46,6 +48,11 @@ class SequentialHook(ModelHook):
     def no_grad(self) -> bool:  # type: ignore[override]
         """Tell whether any of the hooks wants no autograd."""
         return any(hook.no_grad for hook in self.hooks)
+
+    @property
+    def traceable(self) -> bool:  # type: ignore[override]
+        """Tell whether ``torch.compile`` may look inside of all hooks."""
+        return all(hook.traceable for hook in self.hooks)
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Prepare the module for every hook."""

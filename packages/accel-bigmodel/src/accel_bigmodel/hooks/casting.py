@@ -31,6 +31,8 @@ class LayerwiseCastingHook(ModelHook):
     weights are put back after a forward as they were, so that changes made inside it are lost.
     """
 
+    traceable = False
+
     def __init__(self, storage_dtype: torch.dtype, compute_dtype: torch.dtype, non_blocking: bool) -> None:
         self.storage_dtype = storage_dtype
         self.compute_dtype = compute_dtype

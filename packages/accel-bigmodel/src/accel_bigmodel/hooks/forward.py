@@ -25,13 +25,11 @@ class HookedForward:
         """Run the hook and, between its two halves, what the module computes."""
         module: Any = self.module
         hook: ModelHook = module._hf_hook
+        if torch.compiler.is_compiling() and not hook.traceable:
+            return _beside_graphs(module, hook, args, kwargs)
         args, kwargs = hook.pre_forward(module, *args, **kwargs)
         try:
-            if hook.no_grad:
-                with torch.no_grad():
-                    output = module._old_forward(*args, **kwargs)
-            else:
-                output = module._old_forward(*args, **kwargs)
+            output = _inner(module, hook, args, kwargs)
         except BaseException:
             hook.abandon(module)
             raise
@@ -59,6 +57,43 @@ class HookedForward:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HookedForward, (self.module,)
+
+
+def _inner(module: Any, hook: ModelHook, args: Any, kwargs: Any) -> Any:
+    if not hook.no_grad:
+        return module._old_forward(*args, **kwargs)
+    with torch.no_grad():
+        return module._old_forward(*args, **kwargs)
+
+
+def _beside_graphs(module: Any, hook: ModelHook, args: Any, kwargs: Any) -> Any:
+    """Do as `HookedForward`, where only the forward itself is compiled."""
+    args, kwargs = _before(module, hook, args, kwargs)
+    try:
+        output = _inner(module, hook, args, kwargs)
+    except BaseException:
+        _failed(module, hook)
+        raise
+    return _after(module, hook, output)
+
+
+# This decorator loads the compiler when such a function is called, not before.
+_eager = vars(torch)["_disable_dynamo"]
+
+
+@_eager  # type: ignore[untyped-decorator]
+def _before(module: nn.Module, hook: ModelHook, args: Any, kwargs: Any) -> Any:
+    return hook.pre_forward(module, *args, **kwargs)
+
+
+@_eager  # type: ignore[untyped-decorator]
+def _after(module: nn.Module, hook: ModelHook, output: Any) -> Any:
+    return hook.post_forward(module, output)
+
+
+@_eager  # type: ignore[untyped-decorator]
+def _failed(module: nn.Module, hook: ModelHook) -> None:
+    hook.abandon(module)
 
 
 def add_hook_to_module(module: nn.Module, hook: ModelHook, append: bool = False) -> nn.Module:

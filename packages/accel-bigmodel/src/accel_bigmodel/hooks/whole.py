@@ -20,6 +20,8 @@ class CpuOffload(ModelHook):
     ``prev_module_hook``: the handle of the model that ran before; that one goes to the CPU first.
     """
 
+    traceable = False
+
     def __init__(
         self,
         execution_device: Device | None = None,
