@@ -153,9 +153,10 @@ class OffloadedBlock:
 
     def ask_ahead(self) -> None:
         """Ask the system to read the pages of the values."""
-        ask = getattr(self.source, "will_need", None)
-        if ask is not None:
-            ask([slot.spelled for slot in self._slots])
+        for source in getattr(self.source, "maps", [self.source]):
+            ask = getattr(source, "will_need", None)
+            if ask is not None:
+                ask([slot.spelled for slot in self._slots])
 
 
 __all__ = ["OffloadedBlock", "like"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from accel_core.errors import CheckpointError
 
@@ -56,7 +57,7 @@ class Slot:
 
     __slots__ = (
         *("found", "group", "held", "holder", "key", "placeholder", "placed", "seen", "source"),
-        *("spelled", "table", "value", "version", "way"),
+        *("running", "spelled", "table", "value", "version", "way"),
     )
 
     def __init__(
@@ -66,6 +67,8 @@ class Slot:
         owner = module.get_submodule(path)
         # The tables themselves: assigning to a module looks through all of them, every time.
         self.table: dict[str, Any] = owner._parameters if self.key in owner._parameters else owner._buffers
+        # Its kernel changes statistics without counting that as a change.
+        self.running = owner if isinstance(owner, _NormBase) and self.key.startswith("running_") else None
         self.source = source
         self.group = tied.group(prefix + name)
         self.spelled = tied.spelled(prefix + name, source)
@@ -182,9 +185,11 @@ class Slot:
             assert self.group is not None
             tied.release(self.group, device)
 
-    def _back(self, placed: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor | None:
+    def _back(self, placed: Any, found: torch.Tensor | None) -> Any:
         back = self.placeholder if found is None else found
-        if placed is self.value or placed is found or placed._version == self.version:
+        if placed is self.value or placed is found:
+            return back
+        if placed._version == self.version and not (self.running is not None and self.running.training):
             return back
         # Neither in the source nor in what was found: from now on it lies here.
         return self._outside_inference(placed, torch.device("cpu"))

@@ -109,7 +109,7 @@ class TiedTensors:
                 del self._here[group, device]
 
     def kept(self, group: str, seen: torch.Tensor | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return what all modules use of a tensor where it lies; made anew if it was not made from ``seen``."""
+        """Return what all modules use of a tensor where it lies; made anew if not made from ``seen``."""
         with self._lock:
             kept = self._kept.get(group)
             if kept is None or kept[0] is not seen:
