@@ -44,6 +44,7 @@ _OFFERED_BY: dict[str, dict[str, str]] = {
         "launch": "accel-cli",
         "env": "accel-cli",
         "checkpoint": "accel-state",
+        "device-map": "accel-bigmodel",
         "estimate-memory": "accel-bigmodel",
     },
 }

@@ -27,7 +27,7 @@ def memory_size(size: int | str, field: str) -> int:
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if found is None:
         raise ConfigError(
-            "max_memory",
+            "memory",
             [Fault(field, size, "is no size in bytes", "write it like '10GiB', '10GB', '512MiB' or 4096")],
         )
     number, power, binary, unit = found.groups()

@@ -1,0 +1,1 @@
+"""Plans for devices, drawn in terminals, pages and pictures; without torch."""
