@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from .planning.maps import infer_auto_device_map as infer_auto_device_map
     from .planning.memory import get_balanced_memory as get_balanced_memory
     from .planning.memory import get_max_memory as get_max_memory
+    from .planning.plan import DevicePlan as DevicePlan
+    from .planning.planner import plan_device_map as plan_device_map
     from .planning.resolve import resolve_device_map as resolve_device_map
     from .planning.units import convert_file_size_to_int as convert_file_size_to_int
     from .quantization.config import BnbQuantizationConfig as BnbQuantizationConfig
@@ -72,6 +74,7 @@ _NAMES = {
     "CheckpointWeights": ".weights.reader",
     "CpuOffload": ".hooks.whole",
     "CustomDtype": ".dtypes",
+    "DevicePlan": ".planning.plan",
     "Lane": ".offload.lane",
     "LayerwiseCastingHook": ".hooks.casting",
     "ModelHook": ".hooks.base",
@@ -117,6 +120,7 @@ _NAMES = {
     "offload_state_dict": ".offload.folder",
     "offload_weight": ".offload.folder",
     "open_weights": ".weights.reader",
+    "plan_device_map": ".planning.planner",
     "remove_hook_from_module": ".hooks.forward",
     "remove_hook_from_submodules": ".hooks.forward",
     "resolve_device_map": ".planning.resolve",
