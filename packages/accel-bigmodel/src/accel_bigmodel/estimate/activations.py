@@ -57,12 +57,14 @@ def inference_bytes(model: Architecture, run: Run, bits: int) -> int:
     if model.experts > 1:
         wide, narrow = _ROUTED[0] * model.experts, _ROUTED[1]
     network = wide * inner + narrow * hidden
-    attention = 3 * hidden + 5 * model.queries + 2 * (model.keys + model.values)
-    scores = model.vocabulary + 4 * hidden
+    attention = 3 * hidden + 3 * model.queries + model.keys + model.values
+    # A decoder beside an encoder may add to its scores, which copies them.
+    scores = (2 if model.encoder_layers else 1) * model.vocabulary + 4 * hidden
     most = max(network, attention, scores) * bits / 8
     if run.eager or model.biased:
-        # Softmax is computed in 32 bits; its input and output are there at the same time.
-        most = max(most, attention * bits / 8 + model.heads * run.length * (8 + bits / 8))
+        # Biases of positions are there once for all sequences, and stay from layer to layer.
+        each = (1 + 4 / run.batch) * bits / 8 if model.biased else 4 + _softmax(bits)
+        most = max(most, attention * bits / 8 + model.heads * run.length * each)
     return int(run.tokens * most)
 
 
@@ -74,12 +76,19 @@ def training_bytes(model: Architecture, run: Run, bits: int, *, checkpointing: b
     one = _kept(model, run, bits, crossed=bool(model.encoder_layers))
     other = _kept(model, run, bits, crossed=False) if model.encoder_layers else 0
     inputs = model.hidden * bits / 8
+    # Of the scores over the vocabulary: logarithms, their gradient, and that of the scores themselves. Losses
+    # of decoders are computed in 32 bits.
+    scores = (12 if model.cached and not model.encoder_layers else 3 * bits / 8) * model.vocabulary
+    # The layer whose backward begins also has the gradients of its attention.
+    begun = model.heads * run.length * (12 if model.biased else 8 if run.eager else 0)
     if checkpointing:
-        kept = (model.layers + model.encoder_layers) * inputs + max(one, other)
+        # What the scores took is free again when the first layer is computed a second time.
+        kept = (model.layers + model.encoder_layers) * inputs + max(
+            scores, max(one, other) + begun + 2 * inputs
+        )
     else:
-        kept = model.layers * one + model.encoder_layers * other
-    # Losses of texts are computed in 32 bits: logarithms, their gradient, and that of the scores.
-    return int(run.tokens * (kept + 4 * inputs + 12 * model.vocabulary))
+        kept = model.layers * one + model.encoder_layers * other + scores + begun
+    return int(run.tokens * (kept + 4 * inputs))
 
 
 def _kept(model: Architecture, run: Run, bits: int, *, crossed: bool) -> float:
@@ -88,16 +97,23 @@ def _kept(model: Architecture, run: Run, bits: int, *, crossed: bool) -> float:
     # Normalisation by the root mean square works in 32 bits, and keeps its result before and after scaling.
     norm = model.hidden * (4 + 2 * width if model.rms else 2 * width)
     attention = (2 * model.queries + model.keys + model.values) * width + 4 * model.heads
+    if model.normed_heads:
+        attention += (model.queries + model.keys) * (4 + width)
     if run.eager:
-        attention += model.heads * run.length * (4 + width)
+        attention += model.heads * run.length * _softmax(bits)
     biased = 4 * model.heads * run.length if model.biased and not run.eager else 0
     _, multiple = _steps(model)
     network = multiple * model.inner * width
     if model.experts > 1:
         network = model.experts * (network + 2 * model.hidden * width)
     masks = 2 * model.hidden if model.dropout else 0
-    times = 2 if crossed else 1
-    return (1 + times) * norm + times * attention + biased + network + masks
+    norms, times = (3, 2) if crossed else (model.norms, 1)
+    return norms * norm + times * attention + biased + network + masks
+
+
+def _softmax(bits: int) -> float:
+    """Return the bytes of one score after a softmax in 32 bits, and of its copy in ``bits`` bits."""
+    return 4 if bits >= 32 else 4 + bits / 8
 
 
 def _steps(model: Architecture) -> tuple[tuple[float, float], float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,8 @@ _INNER = (
 )
 _ACTIVATION = ("hidden_act", "activation_function", "hidden_activation", "dense_act_fn", "activation")
 _DROPOUT = ("hidden_dropout_prob", "resid_pdrop", "dropout_rate", "dropout", "hidden_dropout")
+_NORM = re.compile(r"(?:.*_)?(?:(?:layer)?norm|ln)(?:_?\w*)|LayerNorm", re.ASCII)
+_HEAD_NORMS = {"q_norm", "k_norm", "query_norm", "key_norm", "q_layernorm", "k_layernorm"}
 _GATES = ("gate_proj", "gate_up_proj", "wi_1", "w3", "gate_and_up", "Wi")
 
 
@@ -48,6 +52,10 @@ class Architecture:
     gated: bool
     activation: str
     rms: bool
+    norms: int
+    """How many normalisations of everything a layer has."""
+    normed_heads: bool
+    """Whether queries and keys are normalised by themselves."""
     vocabulary: int
     """0 for a model that gives no scores over a vocabulary."""
     cached: bool
@@ -80,6 +88,7 @@ def architecture(config: Mapping[str, Any], names: Iterable[str]) -> Architectur
     assert hidden
     assert layers
     assert heads
+    names = list(names)
     parts = {part for name in names for part in name.split(".")}
     head = _number(own, ("head_dim", "d_kv", "kv_channels")) or hidden // heads
     key_heads = 1 if own.get("multi_query") is True else _number(own, _KEY_HEADS) or heads
@@ -105,6 +114,8 @@ def architecture(config: Mapping[str, Any], names: Iterable[str]) -> Architectur
         gated=bool(parts & set(_GATES)) or str(own.get("feed_forward_proj", "")).startswith("gated"),
         activation=activation,
         rms=any(key in own for key in ("rms_norm_eps", "rms_norm_epsilon")) or own.get("model_type") == "t5",
+        norms=_norms(names),
+        normed_heads=bool(parts & _HEAD_NORMS),
         vocabulary=_vocabulary(own, parts),
         cached=paired or _decodes(own),
         window=window,
@@ -113,6 +124,18 @@ def architecture(config: Mapping[str, Any], names: Iterable[str]) -> Architectur
         dropout=any(isinstance(own.get(key), float) and own[key] > 0 for key in _DROPOUT),
         positions=_number(own, ("max_position_embeddings", "n_positions")),
     )
+
+
+def _norms(names: Iterable[str]) -> int:
+    """Return how many normalisations the layers have: 2, unless their tensors show more."""
+    found: Counter[str] = Counter()
+    for name in names:
+        *path, module, last = ("", "", *name.split("."))
+        if last == "weight" and _NORM.fullmatch(module) and module not in _HEAD_NORMS:
+            numbers = [place for place, part in enumerate(path) if part.isdigit()]
+            if numbers:
+                found[".".join(path[: numbers[0] + 1])] += 1
+    return max(2, *found.values(), 2)
 
 
 def _number(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
