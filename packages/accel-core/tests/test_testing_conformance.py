@@ -197,6 +197,23 @@ FAULTS = {
         "class Faulty(Direct):\n    def check(self, spec): pass",
         {"test_check_refuses_a_missing_script", "test_check_refuses_unknown_options"},
     ),
+    "a weight that is changed": (
+        "Quantizer",
+        "class Faulty(RowQuantizer):\n    def quantize(self, weight): weight.mul_(2); return super().quantize(weight)",
+        {"test_parts_are_plain_and_the_weight_is_left_alone"},
+    ),
+    "a quantizer that takes anything for its own": (
+        "Quantizer",
+        "class Faulty(RowQuantizer):\n    def stored(self, linear, found, where): return dict(found)",
+        {"test_plain_weights_are_told_apart", "test_parts_of_other_shapes_are_refused"},
+    ),
+    "layers that lose their bias": (
+        "Quantizer",
+        "class Faulty(RowQuantizer):\n"
+        "    def layer(self, linear, parts, *, movable):\n"
+        "        made = super().layer(linear, parts, movable=movable); made.bias = None; return made",
+        {"test_a_layer_computes_and_has_the_bias", "test_what_is_saved_comes_back"},
+    ),
 }
 HOOKS = {
     "Collectives": "fixture('factory', lambda: lambda: (gloo(), Faulty())[1])",
@@ -207,6 +224,7 @@ HOOKS = {
     "CheckpointIO": "fixture('store', Faulty)",
     "Command": "fixture('command', Faulty)",
     "Launcher": "fixture('launcher', Faulty)",
+    "Quantizer": "fixture('quantizer', Faulty)",
 }
 
 
@@ -251,10 +269,11 @@ def test_plain_implementations_pass(tmp_path):
         "CheckpointIO": ("Folders",),
         "Command": ("Greet",),
         "Launcher": ("Direct",),
+        "Quantizer": ("RowQuantizer",),
     }.items():
         suites += [suite(f"Test{kind}{part}", kind, part) for part in parts]
     found, output = run_suites(tmp_path, "\n".join(suites))
-    assert len(found) == 11, output
+    assert len(found) == 12, output
     assert not any({"FAILED", "ERROR"} & set(outcomes) for outcomes in found.values()), output
 
 

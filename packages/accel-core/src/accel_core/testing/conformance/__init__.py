@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .device import DeviceConformance as DeviceConformance
     from .launcher import LauncherConformance as LauncherConformance
     from .precision import PrecisionConformance as PrecisionConformance
+    from .quantizer import QuantizerConformance as QuantizerConformance
     from .strategy import StrategyConformance as StrategyConformance
     from .tracker import TrackerConformance as TrackerConformance
 
@@ -37,6 +38,7 @@ _NAMES = {
     "DeviceConformance": ".device",
     "LauncherConformance": ".launcher",
     "PrecisionConformance": ".precision",
+    "QuantizerConformance": ".quantizer",
     "StrategyConformance": ".strategy",
     "TrackerConformance": ".tracker",
 }
