@@ -15,6 +15,7 @@ from accel_core.errors import ConfigError, Fault
 from .guard import guard
 from .hooks.align import Device, full_device
 from .hooks.whole import cpu_offload_with_hook
+from .loading.offloaded import left_in_files
 from .offload.folder import INDEX, offload_state_dict, read_index
 from .offload.loader import OffloadedWeightsLoader
 from .planning.resolve import main_of, resolve_device_map
@@ -44,9 +45,10 @@ def dispatch_model(
     stays at hand as ``model.hf_device_map``. What is on the CPU or the disk computes on ``main_device``,
     None for the first other device of the map; with no such device, on the CPU.
 
-    Weights for the disk are those that ``offload_index`` describes, or else what is in ``offload_dir``; for
-    weights that the model or ``state_dict`` has in memory, the folder is written. ``offload_buffers``:
-    buffers are offloaded like parameters. ``skip_keys``: arguments and results by these names are not moved.
+    Weights for the disk are those that ``offload_index`` describes, or those that `load_checkpoint_in_model`
+    left in the checkpoint's files, or else what is in ``offload_dir``; for weights that the model or
+    ``state_dict`` has in memory, the folder is written. ``offload_buffers``: buffers are offloaded like
+    parameters. ``skip_keys``: arguments and results by these names are not moved.
     ``preload_module_classes``: names of classes whose forward uses weights of modules inside without calling
     them; these come with it. ``force_hooks``: also where the whole model lies on one device.
 
@@ -147,6 +149,11 @@ def _gathered(
     if not on_disk:
         return memory
     index = dict(offload_index) if offload_index is not None else None
+    left = left_in_files(model) if index is None else {}
+    if left and on_disk <= {*left, *mine}:
+        # A load left them in the checkpoint's own files; what it read of the same modules stays in memory.
+        memory |= {name: mine[name].to("cpu") for name in sorted(on_disk) if name in mine}
+        return OffloadedWeightsLoader(memory, index=left)
     if index is None:
         index = _written(model, on_disk, mine, offload_dir)
     return OffloadedWeightsLoader(memory, save_folder=offload_dir, index=index)

@@ -224,7 +224,7 @@ def load(
     carry_out(made, weights, model)
     load_extras(found, weights)
     if made.offloaded:
-        remember(model, offloaded)
+        remember(model, weights, made.offloaded)
     return with_offloaded(found.report, made.offloaded), offloaded
 
 

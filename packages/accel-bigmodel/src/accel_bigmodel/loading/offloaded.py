@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from ..weights.reader import CheckpointWeights
 
 
 class OffloadedWeights(Mapping[str, torch.Tensor]):
@@ -44,17 +47,25 @@ class OffloadedWeights(Mapping[str, torch.Tensor]):
             ask([self.entries[name][0] for name in names if name in self.entries])
 
 
-_remembered: weakref.WeakKeyDictionary[nn.Module, OffloadedWeights] = weakref.WeakKeyDictionary()
+_left: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
-def remember(model: nn.Module, weights: OffloadedWeights) -> None:
-    """Keep the weights of ``model`` that were left in their files, for `dispatch_model`."""
-    _remembered[model] = weights
+def remember(
+    model: nn.Module, weights: CheckpointWeights, entries: Mapping[str, tuple[str, torch.dtype]]
+) -> None:
+    """Keep in mind where a load left the weights of ``model``, for `dispatch_model` to find them."""
+    index: dict[str, Any] = {}
+    for name, (source, dtype) in entries.items():
+        place = weights.location(source)
+        if place is not None:
+            kind = str(dtype).removeprefix("torch.")
+            index[name] = {"safetensors_file": str(place.file), "weight_name": source, "dtype": kind}
+    _left[model] = index
 
 
-def remembered(model: nn.Module) -> OffloadedWeights | None:
-    """Return the weights of ``model`` that a load left in their files, if it did."""
-    return _remembered.get(model)
+def left_in_files(model: nn.Module) -> dict[str, Any]:
+    """Return the index of those weights of ``model`` that a load left in the files of a checkpoint."""
+    return dict(_left.get(model, {}))
 
 
-__all__ = ["OffloadedWeights", "remember", "remembered"]
+__all__ = ["OffloadedWeights", "left_in_files", "remember"]

@@ -37,7 +37,7 @@ _HUGE_PAGES = 14  # MADV_HUGEPAGE of Linux, where mmap of older versions of Pyth
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Bytes ``begin`` to ``end`` of ``file``, of ``dtype``, for the elements of ``target`` from ``start`` on."""
+    """Bytes ``begin`` to ``end`` of ``file``, of ``dtype``, for elements of ``target`` from ``start`` on."""
 
     file: Path
     begin: int
@@ -52,6 +52,8 @@ def fill(wanted: Iterable[tuple[torch.Tensor, Location]]) -> None:
 
     Raises CheckpointError when a file cannot be read, or has fewer bytes than it had.
     """
+    wanted = list(wanted)
+    _long_enough(place for _, place in wanted)
     jobs = list(_jobs(wanted))
     total = sum(each.end - each.begin for job in jobs for each in job)
     threads = 1 if total <= _SMALL else max(1, min(_MOST_THREADS, len(jobs), max(2, _processors())))
@@ -67,6 +69,26 @@ def fill(wanted: Iterable[tuple[torch.Tensor, Location]]) -> None:
         finally:
             # An error, or Ctrl-C: the others end with the piece that they are at.
             waiting.stop()
+
+
+def _long_enough(places: Iterable[Location]) -> None:
+    """Raise CheckpointError for a file that became shorter; before anything is written."""
+    ends: dict[Path, int] = {}
+    for place in places:
+        ends[place.file] = max(place.end, ends.get(place.file, 0))
+    for path, end in ends.items():
+        with explaining("read a file of weights", path):
+            size = path.stat().st_size
+        if size < end:
+            raise _short(path, end - size)
+
+
+def _short(path: Path, count: int) -> CheckpointError:
+    return CheckpointError(
+        f"The file ends {count:,} bytes before a tensor that its header promises",
+        where=str(path),
+        fix="do not change files of weights while they are read",
+    )
 
 
 def _processors() -> int:
@@ -150,11 +172,7 @@ class _Reader:
         while into:
             count = file.readinto(into)
             if not count:
-                raise CheckpointError(
-                    f"The file ends {len(into):,} bytes before a tensor that its header promises",
-                    where=str(part.file),
-                    fix="do not change files of weights while they are read",
-                )
+                raise _short(part.file, len(into))
             into = into[count:]
 
     def _buffer(self, *, pinned: bool) -> torch.Tensor:
