@@ -55,8 +55,9 @@ def _give_back(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     if now.shape != tensor.shape or now.dtype != tensor.dtype:
         _put(module, name, moved(now, tensor.device))
         return
-    with torch.no_grad():
-        tensor.copy_(now)
+    if now.device.type != "meta":
+        with torch.no_grad():
+            tensor.copy_(now)
     _put(module, name, tensor)
 
 
