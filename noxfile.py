@@ -180,7 +180,7 @@ def api(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side with plain PyTorch and with the peer; prints ratios, judges nothing."""
-    for program in ("run.py", "saving.py"):
+    for program in ("run.py", "saving.py", "bigmodel.py"):
         run = (shared(), f"tools/bench/{program}", "--peer", str(environments.peer(BASE)))
         session.run(*run, *session.posargs, env=BASE, external=True)
 

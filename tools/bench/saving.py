@@ -242,9 +242,9 @@ def table(ours: dict[str, Row], peers: dict[str, Row], versions: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured_by(python: str, library: str, more: Sequence[str]) -> dict[str, Row]:
-    """Return what this program says of one library in the given interpreter."""
-    command = [python, __file__, library, *more]
+def measured_by(program: str, python: str, library: str, more: Sequence[str]) -> dict[str, Row]:
+    """Return what a program of this folder says of one library in the given interpreter."""
+    command = [python, program, library, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -280,8 +280,8 @@ def main() -> None:
             print(json.dumps(measured(args.library, Path(folder), args.mib)))
         return
     more = ("--mib", str(args.mib), *(("--folder", args.folder) if args.folder else ()))
-    ours = measured_by(sys.executable, "accel", more)
-    peers = measured_by(args.peer, "accelerate", more) if args.peer else {}
+    ours = measured_by(__file__, sys.executable, "accel", more)
+    peers = measured_by(__file__, args.peer, "accelerate", more) if args.peer else {}
     versions = f"Python {platform.python_version()}, " + versions_of(sys.executable, ("torch", "accel-meta"))
     if args.peer:
         versions += ", " + versions_of(args.peer, ("accelerate",))

@@ -12,6 +12,8 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
+    from accel_bigmodel import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
+    from accel_bigmodel import load_checkpoint_in_model as load_checkpoint_in_model
     from accel_bigmodel import cpu_offload as cpu_offload
     from accel_bigmodel import cpu_offload_with_hook as cpu_offload_with_hook
     from accel_bigmodel import disk_offload as disk_offload
@@ -60,6 +62,8 @@ _NAMES = {
     "infer_auto_device_map": "accel_bigmodel",
     "init_empty_weights": "accel_bigmodel",
     "init_on_device": "accel_bigmodel",
+    "load_checkpoint_and_dispatch": "accel_bigmodel",
+    "load_checkpoint_in_model": "accel_bigmodel",
     "skip_first_batches": "accel_data",
     "synchronize_rng_states": "accel_state",
     "utils": ".utils",

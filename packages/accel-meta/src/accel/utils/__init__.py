@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
+    from accel_bigmodel import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
+    from accel_bigmodel import load_checkpoint_in_model as load_checkpoint_in_model
+    from accel_bigmodel import load_state_dict as load_state_dict
+    from accel_bigmodel import load_and_quantize_model as load_and_quantize_model
     from accel.extraction import extract_model_from_parallel as extract_model_from_parallel
     from accel_bigmodel import BnbQuantizationConfig as BnbQuantizationConfig
     from accel_bigmodel import CustomDtype as CustomDtype
@@ -216,8 +220,12 @@ _NAMES = {
     "is_xpu_available": "accel_state.availability",
     "listify": "accel_state",
     "load": "accel_state.saving",
+    "load_and_quantize_model": "accel_bigmodel",
+    "load_checkpoint_and_dispatch": "accel_bigmodel",
+    "load_checkpoint_in_model": "accel_bigmodel",
     "load_offloaded_weight": "accel_bigmodel",
     "load_offloaded_weights": "accel_bigmodel",
+    "load_state_dict": "accel_bigmodel",
     "modeling": ".modeling",
     "named_module_tensors": "accel_bigmodel",
     "offload": ".offload",
