@@ -126,6 +126,15 @@ def usage(model, found, *, offload_buffers=False):
     ahead=st.booleans(),
     clean=st.booleans(),
 )
+@example(
+    # The first part fits the second device only, a later one the first: that one keeps room for the rest.
+    tree=(nn.Sequential, ["table", "square", "table", "table"]),
+    ties=[],
+    limits={0: 80 + 144, 1: 144},
+    offload_buffers=False,
+    ahead=True,
+    clean=True,
+)
 def test_no_device_is_given_more_than_it_has(tree, ties, limits, offload_buffers, ahead, clean):
     model = model_of(tree, ties)
     found = infer_auto_device_map(

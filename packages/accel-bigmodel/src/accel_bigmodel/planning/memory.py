@@ -96,7 +96,7 @@ def _device(key: int | str) -> int | str:
             return int(number)
         if key in _NAMED or (kind == _type() and not number):
             return key
-    known = [*map(str, range(device_count())), *KEEPERS, *_NAMED]
+    known = {*map(str, range(device_count())), *KEEPERS, *_NAMED, _type()}
     raise UnknownNameError(
         "device",
         str(key),

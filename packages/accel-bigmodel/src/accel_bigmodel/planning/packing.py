@@ -56,7 +56,7 @@ def pack(columns: Columns, room: Room, *, look_ahead: bool = False) -> Packing:
     for main in range(len(room.runners)):
         places, demand = settle(columns, totals, room.runners[main:])
         held = any(place == 0 and size for place, size in zip(places, columns.resident, strict=True))
-        if held or DISK not in places:
+        if held or not any(columns.resident):
             places = [place if place == DISK else place + main for place in places]
             _keep(columns, places, room.host, look_ahead=look_ahead)
             return Packing(places, main, demand)

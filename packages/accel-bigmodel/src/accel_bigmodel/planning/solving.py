@@ -34,8 +34,17 @@ class Solution:
     main: int | str
 
     def device_map(self, *, merged: bool = True) -> dict[str, int | str]:
-        """Return the device of every name; ``merged``: of whole modules where they lie together."""
-        return self.outline.device_map(self.devices, merged=merged)
+        """Return the device of every name; ``merged``: of whole modules where they lie together.
+
+        In the order of the model, but for one case: the first device that runs is ``main``, as readers of
+        maps take it.
+        """
+        found = self.outline.device_map(self.devices, merged=merged)
+        runs = next((name for name, device in found.items() if device not in KEEPERS), None)
+        if runs is None or found[runs] == self.main:
+            return found
+        first = next(name for name, device in found.items() if device == self.main)
+        return {first: self.main, **found}
 
 
 def solve(
