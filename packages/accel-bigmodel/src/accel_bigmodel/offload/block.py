@@ -15,7 +15,6 @@ from .tied import TiedTensors
 
 if TYPE_CHECKING:
     from .lane import Lane
-    from .transfer import Transfer
 
 
 class OffloadedBlock:
@@ -51,7 +50,7 @@ class OffloadedBlock:
         self._inside = 0
         self._lock = threading.RLock()
         self._layouts: dict[tuple[int, ...], Layout] = {}
-        self._transfer: Transfer | None = None
+        self._stream: torch.Stream | None = None
         self._moves = True
 
     def park(self) -> None:
@@ -69,9 +68,8 @@ class OffloadedBlock:
         with self._lock:
             if self._inside == 0:
                 self._place()
-            elif self._transfer is not None:
-                # Maybe of another thread, whose stream does not know yet that it has to wait.
-                self._transfer.join()
+            elif self._stream is not None:
+                self._join(self._stream)
             self._inside += 1
 
     def leave(self) -> None:
@@ -79,7 +77,7 @@ class OffloadedBlock:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._transfer = None
+                self._stream = None
                 for slot in self._slots:
                     slot.leave(self.tied, self.device)
 
@@ -106,13 +104,24 @@ class OffloadedBlock:
                 slot.enter(self.tied, self.device, arrived.get(number))
                 entered += 1
         except BaseException:
-            self._transfer = None
             for slot in self._slots[:entered]:
                 slot.leave(self.tied, self.device)
             raise
+        if self._moves and lane is not None and lane.streams:
+            self._stream = torch.accelerator.current_stream(self.device)
         if self._moves:
             # Known once every tensor was looked at: then nothing is asked that has one answer.
             self._moves = any(slot.way is not Way.IN_PLACE for slot in self._slots)
+
+    def _join(self, stream: torch.Stream) -> None:
+        """Let this thread's stream wait for what is there on that of another thread, which came first."""
+        here = torch.accelerator.current_stream(self.device)
+        if here != stream:
+            here.wait_event(stream.record_event())
+            for slot in self._slots:
+                if slot.placed is not None:
+                    # Its memory goes back to the other stream, which knows nothing of this one.
+                    slot.placed.record_stream(here)
 
     def _arrived(self, lane: Lane) -> dict[int, torch.Tensor]:
         transfer = lane.take(self)
@@ -126,7 +135,6 @@ class OffloadedBlock:
             values = None if transfer is None else transfer.arrive()
         if transfer is None or values is None:
             return {}
-        self._transfer = transfer
         return dict(zip(transfer.indices, values, strict=True))
 
     def wanted(self) -> tuple[int, ...]:
@@ -150,6 +158,10 @@ class OffloadedBlock:
     def fetch(self, indices: tuple[int, ...]) -> Sequence[torch.Tensor]:
         """Return the values of the tensors ``indices`` from the source."""
         return [self._slots[number].fetch() for number in indices]
+
+    def stamps(self, indices: tuple[int, ...]) -> list[object]:
+        """Return something that changes when the values do, as far as that can be known."""
+        return [self._slots[number].stamp() for number in indices]
 
     def ask_ahead(self) -> None:
         """Ask the system to read the pages of the values."""

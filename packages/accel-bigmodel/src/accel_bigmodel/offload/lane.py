@@ -40,6 +40,9 @@ class Cargo(Protocol):
     def fetch(self, indices: tuple[int, ...]) -> Sequence[torch.Tensor]:
         """Return their values on the CPU."""
 
+    def stamps(self, indices: tuple[int, ...]) -> list[object]:
+        """Return something that changes when the values do, as far as that can be known."""
+
     def ask_ahead(self) -> None:
         """Ask the system to read their pages."""
 
@@ -126,7 +129,7 @@ class Lane:
         if self._pending is None:
             return None
         cargo, transfer = self._pending
-        if cargo is not block:
+        if cargo is not block or block.stamps(transfer.indices) != transfer.stamps:
             self._discard()
             return None
         self._pending = None
@@ -158,12 +161,12 @@ class Lane:
         if not indices:
             return None
         self.late += needed
-        layout = block.layout(indices)
+        layout, stamps = block.layout(indices), block.stamps(indices)
         # Made inside torch.inference_mode, tensors could never be used outside of it.
         with torch.inference_mode(mode=False), torch.no_grad():
             memory = torch.empty(layout.size, dtype=torch.uint8, device=self.device)
         stream = torch.accelerator.current_stream(self.device)
-        transfer = Transfer(indices, layout, block.fetch, memory, stream)
+        transfer = Transfer(indices, layout, block.fetch, memory, stream, stamps)
         assert self._side is not None
         self._worker.submit(partial(transfer.run, self._side, self._staging))
         return transfer

@@ -106,6 +106,14 @@ class Slot:
                 fix="offload the model again, from weights that have it",
             ) from error
 
+    def stamp(self) -> tuple[int, int] | None:
+        """Return which tensor of a state dict is the value, and how often it was changed; None for others."""
+        holder = find_holder(self.source, self.spelled)
+        if holder is None:
+            return None
+        value = holder[0][holder[1]]
+        return id(value), 0 if value.is_inference() else value._version
+
     def find_way(self, device: torch.device) -> Way:
         """Return how the value gets to ``device``; looked at once."""
         if self.way is None:

@@ -9,22 +9,20 @@ import torch
 
 
 class _Held:
-    """A tensor that somebody uses, and from when on it is there on other streams."""
+    """A tensor that somebody uses, and the stream on which it is there."""
 
-    __slots__ = ("count", "ready", "stream", "tensor")
+    __slots__ = ("count", "stream", "tensor")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         self.count = 0
         self.stream = _stream(tensor)
-        self.ready = None if self.stream is None else self.stream.record_event()
 
     def join(self) -> None:
         """Let this thread's stream wait for the tensor."""
         here = _stream(self.tensor)
-        if here is not None and here != self.stream:
-            assert self.ready is not None
-            here.wait_event(self.ready)
+        if here is not None and self.stream is not None and here != self.stream:
+            here.wait_event(self.stream.record_event())
             self.tensor.record_stream(here)
 
 

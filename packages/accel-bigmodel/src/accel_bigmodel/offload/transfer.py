@@ -16,6 +16,7 @@ class Transfer:
 
     The copies wait for ``begin``, an event of that stream after which nothing uses the memory any more. Who
     uses the tensors calls `arrive` first. ``fetch`` gives the values; it is called where the copies are made.
+    ``stamps`` tell values that have changed since then from those that have not.
     """
 
     def __init__(
@@ -25,7 +26,9 @@ class Transfer:
         fetch: Callable[[tuple[int, ...]], Sequence[torch.Tensor]],
         memory: torch.Tensor,
         stream: torch.Stream,
+        stamps: Sequence[object] = (),
     ) -> None:
+        self.stamps = stamps
         self.indices = indices
         self.layout = layout
         self.stream = stream
@@ -71,12 +74,15 @@ class Transfer:
         Raises what went wrong with them; returns None when the source has come to hold others.
         """
         self._queued.wait()
-        self.join()
+        self._join()
         if self._error is not None:
             raise self._error
-        return None if self.stale else [piece.view(self._memory) for piece in self.layout.pieces]
+        if self.stale:
+            return None
+        with torch.inference_mode(mode=False):
+            return [piece.view(self._memory) for piece in self.layout.pieces]
 
-    def join(self) -> None:
+    def _join(self) -> None:
         """Let this thread's stream wait for the copies."""
         here = torch.accelerator.current_stream(self._memory.device)
         if self._ready is not None:

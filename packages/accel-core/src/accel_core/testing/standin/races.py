@@ -58,8 +58,7 @@ class _Watch:
         earlier = [("write", memory.writes)] + ([("read", memory.reads)] if what != "read" else [])
         for kind, table in earlier:
             for other, tick in table.items():
-                kept = what == "free" and other in memory.kept
-                if other != stream and clock.get(other, 0) < tick and not kept:
+                if other != stream and clock.get(other, 0) < tick:
                     self.found.append(f"{what} on stream {stream} does not wait for {kind} on stream {other}")
 
     def alloc(self, stream: _Stream, address: int, size: int) -> None:
@@ -71,7 +70,11 @@ class _Watch:
         memory = self.memory.pop(address, None)
         if memory is not None:
             self.addresses.remove(address)
-            self.check("free", stream, self.step(stream), memory)
+            # It is not handed out again before what was queued on the streams that keep it.
+            clock = dict(self.step(stream))
+            for each in memory.kept:
+                _merge(clock, self.clocks.get(each, {}))
+            self.check("free", stream, clock, memory)
 
 
 def _merge(clock: _Clock, other: _Clock) -> None:
