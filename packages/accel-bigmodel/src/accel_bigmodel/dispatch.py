@@ -150,7 +150,7 @@ def _gathered(
         return memory
     index = dict(offload_index) if offload_index is not None else None
     left = left_in_files(model) if index is None else {}
-    if left and on_disk <= {*left, *mine}:
+    if set() < on_disk - set(mine) <= set(left):
         # A load left them in the checkpoint's own files; what it read of the same modules stays in memory.
         memory |= {name: mine[name].to("cpu") for name in sorted(on_disk) if name in mine}
         return OffloadedWeightsLoader(memory, index=left)
