@@ -1,4 +1,4 @@
-"""A small Hub on this machine: models in memory, the few requests that the Hub's library makes, and faults."""
+"""A small Hub on this machine: models in memory, the requests of the Hub's library, and faults."""
 
 import hashlib
 import json

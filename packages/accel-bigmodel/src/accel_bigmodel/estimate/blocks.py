@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 from .packed import Weight
 
-_Tree = dict[str, Any]
+_DEEPEST = 64
+
+
+@dataclass(slots=True)
+class _Module:
+    """A module as names show it: its tensors, and the modules in it."""
+
+    own: dict[str, Weight] = field(default_factory=dict)
+    inner: dict[str, _Module] = field(default_factory=dict)
 
 
 def layers(weights: Mapping[str, Weight], *, blocks: bool = True) -> dict[str, list[Weight]]:
@@ -18,61 +26,45 @@ def layers(weights: Mapping[str, Weight], *, blocks: bool = True) -> dict[str, l
     outside of stacks a module with its own tensors. A stack is a module whose children are numbered and
     mostly alike, as in ``model.layers.0``, ``model.layers.1``; without ``blocks`` it is taken apart too.
     """
-    tree: _Tree = {}
+    root = _Module()
     for name, weight in weights.items():
-        node = tree
-        *path, last = name.split(".")
+        # Deeper names are nobody's modules, and would end in the limit of recursion.
+        *path, last = name.split(".", _DEEPEST)
+        module = root
         for part in path:
-            node = node.setdefault(part, {})
-            if isinstance(node, Weight):
-                # A tensor and a module of one name: no module has both, but a file may say so.
-                break
-        else:
-            if not isinstance(node.get(last), dict):
-                node[last] = weight
-                continue
-        tree[name] = weight
-    return dict(_walk(tree, "", blocks=blocks))
+            module = module.inner.setdefault(part, _Module())
+        module.own[last] = weight
+    return dict(_walk(root, "", blocks=blocks))
 
 
-def _walk(node: _Tree, name: str, *, blocks: bool) -> Iterator[tuple[str, list[Weight]]]:
-    own = [each for each in node.values() if isinstance(each, Weight)]
-    if own:
-        yield name, own
-    inner = {key: each for key, each in node.items() if isinstance(each, dict)}
-    whole = blocks and _is_stack(inner)
-    for key, child in inner.items():
+def _walk(module: _Module, name: str, *, blocks: bool) -> Iterator[tuple[str, list[Weight]]]:
+    if module.own:
+        yield name, list(module.own.values())
+    whole = blocks and _is_stack(module)
+    for key, child in module.inner.items():
         place = f"{name}.{key}" if name else key
         if whole and key.isdigit():
-            yield place, list(_inside(child))
+            yield place, [weight for _, weight in _inside(child, "")]
         else:
             yield from _walk(child, place, blocks=blocks)
 
 
-def _is_stack(children: Mapping[str, _Tree]) -> bool:
+def _is_stack(module: _Module) -> bool:
     """Tell whether at least half of the numbered children have a twin, and modules of their own."""
-    numbered = [child for key, child in children.items() if key.isdigit()]
-    if len(numbered) < 2 or not any(isinstance(part, dict) for child in numbered for part in child.values()):
+    numbered = [child for key, child in module.inner.items() if key.isdigit()]
+    if len(numbered) < 2 or not any(child.inner for child in numbered):
         return False
-    kinds = Counter(frozenset(_shapes(child, "")) for child in numbered)
+    kinds = Counter(
+        frozenset((name, weight.shape) for name, weight in _inside(child, "")) for child in numbered
+    )
     return 2 * sum(count for count in kinds.values() if count > 1) >= len(numbered)
 
 
-def _shapes(node: _Tree, name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for key, each in node.items():
-        place = f"{name}.{key}"
-        if isinstance(each, Weight):
-            yield place, each.shape
-        else:
-            yield from _shapes(each, place)
-
-
-def _inside(node: _Tree) -> Iterator[Weight]:
-    for each in node.values():
-        if isinstance(each, Weight):
-            yield each
-        else:
-            yield from _inside(each)
+def _inside(module: _Module, name: str) -> Iterator[tuple[str, Weight]]:
+    for key, weight in module.own.items():
+        yield f"{name}{key}", weight
+    for key, child in module.inner.items():
+        yield from _inside(child, f"{name}{key}.")
 
 
 __all__ = ["layers"]
