@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .offload.lane import Lane as Lane
     from .offload.loader import OffloadedWeightsLoader as OffloadedWeightsLoader
     from .offload.loader import PrefixedDataset as PrefixedDataset
+    from .offload.state import get_state_dict_offloaded_model as get_state_dict_offloaded_model
+    from .offload.state import offloaded_state as offloaded_state
     from .offload.tied import TiedTensors as TiedTensors
     from .planning.maps import check_device_map as check_device_map
     from .planning.maps import clean_device_map as clean_device_map
@@ -106,6 +108,7 @@ _NAMES = {
     "get_balanced_memory": ".planning.memory",
     "get_max_layer_size": ".sizes",
     "get_max_memory": ".planning.memory",
+    "get_state_dict_offloaded_model": ".offload.state",
     "has_offloaded_params": ".aligning",
     "infer_auto_device_map": ".planning.maps",
     "init_empty_weights": ".skeleton",
@@ -119,6 +122,7 @@ _NAMES = {
     "named_module_tensors": ".tensors",
     "offload_state_dict": ".offload.folder",
     "offload_weight": ".offload.folder",
+    "offloaded_state": ".offload.state",
     "open_weights": ".weights.reader",
     "plan_device_map": ".planning.planner",
     "remove_hook_from_module": ".hooks.forward",

@@ -80,10 +80,11 @@ class DispatchedTensors(Mapping[str, torch.Tensor]):
                     self._away[full] = (hook, name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name in self._away:
+        found: torch.Tensor = self._here[name]
+        # Offloaded, and not changed by a forward since then.
+        if name in self._away and found.device.type == "meta":
             hook, key = self._away[name]
             return hook.kept(key)
-        found: torch.Tensor = self._here[name]
         return found.detach()
 
     def __iter__(self) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -68,13 +68,8 @@ class TiedTensors:
         return None if names is None else names[0]
 
     def spelled(self, name: str, source: Mapping[str, torch.Tensor]) -> str:
-        """Return the name under which ``source`` has the tensor: its own, or another of its group."""
-        if name in source:
-            return name
-        return next(self._others(name, source), name)
-
-    def _others(self, name: str, source: Mapping[str, torch.Tensor]) -> Iterator[str]:
-        return (other for other in self._groups.get(name, ()) if other in source)
+        """Return the name under which ``source`` has the tensor: the same for all names of a group."""
+        return next((each for each in self._groups.get(name, (name,)) if each in source), name)
 
     def placeholder(self, group: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the one placeholder of a group."""
