@@ -55,8 +55,8 @@ class FakeHub:
             name = "/".join(parts[2:])
             if self.refused(request, name, revision):
                 return
-            assert parse_qs(path.query).get("blobs")
-            self.send(request, 200, json.dumps(self.about(name)).encode(), body=body, kind="application/json")
+            about = self.about(name, sizes="blobs" in parse_qs(path.query))
+            self.send(request, 200, json.dumps(about).encode(), body=body, kind="application/json")
             return
         if "resolve" not in parts:
             self.send(request, 404, b"")
@@ -116,11 +116,10 @@ class FakeHub:
             return False
         return True
 
-    def about(self, name):
-        files = self.models[name]
+    def about(self, name, *, sizes):
         siblings = [
-            {"rfilename": file, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
-            for file, data in files.items()
+            {"rfilename": file} | ({"size": len(data)} if sizes else {})
+            for file, data in self.models[name].items()
         ]
         return {
             "_id": "0",

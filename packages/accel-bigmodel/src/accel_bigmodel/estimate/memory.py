@@ -21,12 +21,15 @@ _MOST_NAMES = 3
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Bytes of a model in one type: its largest layer, all of it, and the documented figure for Adam."""
+    """Bytes of a model in one type: its largest layer, all of it, and the documented figure for training.
+
+    ``training`` is None for types that have no gradients.
+    """
 
     dtype: str
     largest_layer: int
     total: int
-    training: int
+    training: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,10 @@ class _Model:
     def loading(self, dtype: str) -> Loading:
         bits = WANTED[dtype]
         total = _bytes(self.weights, bits)
-        if self.optimizer.startswith("adam") and "8" not in self.optimizer:
+        training: int | None
+        if not self.trains(dtype):
+            training = None
+        elif self.optimizer.startswith("adam") and "8" not in self.optimizer:
             # As documented: weights, gradients and two states of Adam, all in this type.
             training = 4 * total
         else:

@@ -45,7 +45,12 @@ def lines(name: str, estimate: MemoryEstimate, room: int) -> list[str]:
     found += table(
         ("dtype", "Largest Layer", "Total Size", f"Training using {optimizer}"),
         [
-            (each.dtype, size(each.largest_layer), size(each.total), size(each.training))
+            (
+                each.dtype,
+                size(each.largest_layer),
+                size(each.total),
+                "N/A" if each.training is None else size(each.training),
+            )
             for each in estimate.loading
         ],
         room,
