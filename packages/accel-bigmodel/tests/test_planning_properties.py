@@ -241,7 +241,7 @@ def test_every_tensor_is_measured_once(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(nn.Parameter, "numel", numel, raising=False)
-        infer_auto_device_map(model, {0: 3000, 1: 3000, "cpu": 3000}, ["Block"])
+        infer_auto_device_map(model, {0: 3000, 1: 3000, "cpu": 3000}, ["Block"], dtype="float16")
     assert sorted(counted) == sorted({id(parameter) for parameter in model.parameters()})
 
 

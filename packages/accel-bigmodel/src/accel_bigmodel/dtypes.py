@@ -56,6 +56,9 @@ def measure(
     # A model has few types and a great many tensors.
     widths: dict[torch.dtype, int] = {}
 
+    if bits is None and not special:
+        return _own_size
+
     def size(name: str, tensor: torch.Tensor) -> int:
         own = tensor.dtype
         width = special.get(name) if special else None
@@ -68,6 +71,11 @@ def measure(
         return (tensor.numel() * width + 7) >> 3
 
     return size
+
+
+def _own_size(_: str, tensor: torch.Tensor) -> int:
+    plain = type(tensor) in _PLAIN or not hasattr(tensor, "__tensor_flatten__")
+    return tensor.nbytes if plain else packed_size(tensor)
 
 
 def packed_size(tensor: torch.Tensor) -> int:

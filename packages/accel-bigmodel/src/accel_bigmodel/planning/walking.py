@@ -58,20 +58,22 @@ class _Walk:
         if self.asks and kind not in self.asked:
             self.asked.add(kind)
             self.no_split |= set(getattr(kind, "_no_split_modules", None) or ())
-        if not module._modules or kind.__name__ in self.no_split:
+        # Attributes of modules are looked up slowly, and these are all there are.
+        inside = module.__dict__
+        if not inside["_modules"] or kind.__name__ in self.no_split:
             return self.part(name, module)
         start = f"{name}." if name else ""
         branch = Branch(name, len(self.outline.names))
         items = branch.items
-        for key, tensor in module._parameters.items():
+        for key, tensor in inside["_parameters"].items():
             if tensor is not None:
                 items.append(self.parameter(start + key, tensor))
-        for key, buffer in module._buffers.items():
+        for key, buffer in inside["_buffers"].items():
             if buffer is not None:
                 items.append(self.outline.add(start + key, "buffer", 0, self.buffer(start + key, buffer), 0))
-        items += [
-            self.item(start + key, child) for key, child in module._modules.items() if child is not None
-        ]
+        for key, child in inside["_modules"].items():
+            if child is not None:
+                items.append(self.item(start + key, child))
         branch.last = len(self.outline.names)
         return branch
 
@@ -91,7 +93,8 @@ class _Walk:
         waiting = [(f"{name}." if name else "", module)]
         while waiting:
             start, each = waiting.pop()
-            for key, tensor in each._parameters.items():
+            inside = each.__dict__
+            for key, tensor in inside["_parameters"].items():
                 if tensor is None:
                     continue
                 owner = owners.get(id(tensor))
@@ -102,13 +105,13 @@ class _Walk:
                     again.add(id(tensor))
                     self.outline.links.append((owner, number))
                     needed += size(start + key if named else "", tensor)
-            for key, buffer in each._buffers.items():
+            for key, buffer in inside["_buffers"].items():
                 if buffer is not None:
                     buffers += self.buffer(start + key if named else "", buffer)
-            if each._modules:
+            if inside["_modules"]:
                 waiting += [
                     (f"{start}{key}." if named else "", child)
-                    for key, child in reversed(each._modules.items())
+                    for key, child in reversed(inside["_modules"].items())
                     if child is not None
                 ]
         return self.outline.add(name, type(module).__name__, own, buffers, own + needed)
