@@ -216,6 +216,7 @@ def test_casts_are_refused_and_moves_are_not(config: Any) -> None:
         assert torch.equal(output(one.to("cpu")), wanted)
 
 
+@pytest.mark.leaks("env", reason="bitsandbytes compiles what it has no kernel for, and torch sets a variable")
 @pytest.mark.parametrize("shape", [(100, 36), (64, 100), (7, 5), (64, 33)])
 @pytest.mark.parametrize("config", [EIGHT, NF4, NESTED], ids=["8bit", "nf4", "nested"])
 def test_layers_of_any_shape_compute(shape: tuple[int, int], config: Any, tmp_path: Path) -> None:
@@ -278,6 +279,7 @@ def state_of(tensor: torch.Tensor) -> Any:
 
 
 FOUR = "blocks.0.up.weight.quant_state.bitsandbytes__nf4"
+AO = "blocks.0.up.weight.torchao"
 DAMAGE: list[tuple[Any, str, Callable[[torch.Tensor], torch.Tensor | None]]] = [
     (EIGHT, "blocks.0.up.SCB", lambda _: None),
     (EIGHT, "blocks.0.up.SCB", lambda old: old[:5]),
@@ -303,9 +305,9 @@ DAMAGE: list[tuple[Any, str, Callable[[torch.Tensor], torch.Tensor | None]]] = [
     (INT8, "blocks.0.up.weight.qdata", lambda old: old[1:]),
     (INT8, "blocks.0.up.weight.scale", lambda _: None),
     (INT8, "blocks.0.up.weight.scale", lambda old: old[1:]),
-    (INT8, "blocks.0.up.weight.torchao", lambda _: text({"class": "os.system", "settings": {}})),
-    (INT8, "blocks.0.up.weight.torchao", lambda _: text({"class": "Int8Tensor", "settings": {"dtype": {"dtype": "save"}}})),
-    (INT8, "blocks.0.up.weight.torchao", lambda _: text({"class": "Int8Tensor", "settings": {}})),
+    (INT8, AO, lambda _: text({"class": "os.system", "settings": {}})),
+    (INT8, AO, lambda _: text({"class": "Int8Tensor", "settings": {"dtype": {"dtype": "save"}}})),
+    (INT8, AO, lambda _: text({"class": "Int8Tensor", "settings": {}})),
 ]  # fmt: skip
 
 
@@ -388,6 +390,8 @@ def test_a_llama_as_transformers_quantizes_it(config: Any, tmp_path: Path) -> No
     other = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "plain", quantization_config=theirs(config), dtype=config.torch_dtype
     ).eval()
+    # Before any forward: afterwards, bitsandbytes saves what its kernel for this CPU has made of the scales.
+    other.save_pretrained(tmp_path / "theirs")
     with init_empty_weights():
         bare = llama()
     made = load_and_quantize_model(bare, config, tmp_path / "plain").eval()
@@ -399,7 +403,6 @@ def test_a_llama_as_transformers_quantizes_it(config: Any, tmp_path: Path) -> No
         assert torch.equal(made(ids).logits, other(ids).logits)
         first = made.generate(ids, max_new_tokens=5, do_sample=False)
         assert torch.equal(first, other.generate(ids, max_new_tokens=5, do_sample=False))
-    other.save_pretrained(tmp_path / "theirs")
     with init_empty_weights():
         bare = llama()
     again = load_and_quantize_model(bare, config, tmp_path / "theirs").eval()

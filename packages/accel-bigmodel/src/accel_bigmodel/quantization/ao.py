@@ -34,9 +34,9 @@ class TorchaoQuantizer:
     def check(self, device: torch.device) -> None:
         """Raise CapabilityError with the reason if layers cannot compute on ``device``."""
         # What runs where is decided deep inside of torchao and of packages that it calls: only trying tells.
-        linear = nn.Linear(256, 64, bias=False, device=device, dtype=self._kind.dtype)
         try:
             with torch.no_grad():
+                linear = nn.Linear(256, 64, bias=False, device=device, dtype=self._kind.dtype)
                 layer = self.layer(linear, self.quantize(linear.weight.detach()), movable=True)
                 layer.eval()(torch.ones(1, 256, device=device, dtype=self._kind.dtype))
         # Whatever torchao raises for a device, or for a package that is not there.

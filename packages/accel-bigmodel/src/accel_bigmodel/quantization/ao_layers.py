@@ -69,9 +69,15 @@ class Kind:
         parts = dict(found)
         if bits == "int8":
             expect(parts.get("weight.qdata"), "weight.qdata", torch.int8, shape_of(linear), where)
+            rows = (linear.out_features, 1)
+            scale = parts.get("weight.scale")
+            kind = scale.dtype if scale is not None and scale.is_floating_point() else torch.float32
+            expect(scale, "weight.scale", kind, rows, where)
+            if "weight.zero_point" in parts:
+                expect(parts["weight.zero_point"], "weight.zero_point", torch.int8, rows, where)
             wanted = {TORCHAO_STATE, "weight.qdata", "weight.scale", "weight.zero_point"}
-            if not parts.keys() <= wanted or "weight.scale" not in parts:
-                raise damaged(f"the parts are {', '.join(sorted(parts))}", where)
+            if not parts.keys() <= wanted:
+                raise damaged(f"nothing has a use for {', '.join(sorted(parts.keys() - wanted))}", where)
         try:
             shape = tuple(_unflatten(parts, name, settings, shape_of(linear)).shape)
         # Whatever a class raises for parts that are not its own.

@@ -38,9 +38,9 @@ class BnbQuantizer:
         # Backends are packages that bitsandbytes finds by itself: only trying tells.
         dtype = self.config.torch_dtype
         assert isinstance(dtype, torch.dtype)
-        linear = nn.Linear(64, 64, bias=False, device=device, dtype=dtype)
         try:
             with torch.no_grad():
+                linear = nn.Linear(64, 64, bias=False, device=device, dtype=dtype)
                 layer = self.layer(linear, self.quantize(linear.weight.detach()), movable=True)
                 layer.eval()(torch.ones(1, 64, device=device, dtype=dtype))
         # Whatever a backend raises for a device that it does not have.

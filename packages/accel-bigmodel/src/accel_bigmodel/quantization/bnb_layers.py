@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import bitsandbytes as bnb  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -15,7 +15,6 @@ from bitsandbytes.utils import (  # type: ignore[import-not-found, import-untype
 )
 from torch import nn
 
-from accel_core.errors import CheckpointError
 from accel_core.plain_json import parse
 
 from .config import BnbQuantizationConfig
@@ -26,6 +25,9 @@ Parts = Mapping[str, torch.Tensor]
 BLOCK = 64
 """Values that share a scale: what bitsandbytes takes when it is not told."""
 _NESTED_BLOCK = 256
+_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_DTYPES = ("float32", "float16", "bfloat16")
+_MOST_TEXT = 10_000
 
 
 class Kind(ABC):
@@ -132,14 +134,14 @@ class FourBits(Kind):
     def stored(self, linear: nn.Linear, found: Parts, where: str) -> dict[str, torch.Tensor]:
         """Return the parts of what ``state_dict`` of Linear4bit gave."""
         parts = dict(found)
-        state = _read_state(parts.get(BNB_STATE + self.type), where)
         nested = "weight.nested_absmax" in parts
+        state = _read_state(parts.get(BNB_STATE + self.type), where, nested=nested)
         if nested != self.nested:
             doubly = ("with", "without") if nested else ("without", "with")
             raise other(f"{doubly[0]} double quantization", f"{doubly[1]} it", where)
         block, count = state["blocksize"], math.prod(shape_of(linear))
-        if state["quant_type"] != self.type or tuple(state["shape"]) != shape_of(linear):
-            raise damaged(f"the state is of {state['quant_type']} and shape {state['shape']}", where)
+        if state.get("quant_type") != self.type or tuple(state["shape"]) != shape_of(linear):
+            raise damaged(f"the state is of {state.get('quant_type')} and shape {state['shape']}", where)
         blocks = -(-count // block)
         weight = parts.get("weight")
         # FSDP wants other dtypes than bytes; bitsandbytes writes what it was told to pretend.
@@ -151,7 +153,7 @@ class FourBits(Kind):
         expect(parts.get("weight.quant_map"), "weight.quant_map", torch.float32, (16,), where)
         wanted = {"weight", "weight.absmax", "weight.quant_map", BNB_STATE + self.type}
         if nested:
-            outer = -(-blocks // state["nested_blocksize"])
+            outer = -(-blocks // _NESTED_BLOCK)
             expect(parts["weight.nested_absmax"], "weight.nested_absmax", torch.float32, (outer,), where)
             expect(
                 parts.get("weight.nested_quant_map"), "weight.nested_quant_map", torch.float32, (256,), where
@@ -195,25 +197,22 @@ def _under_weight(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"weight.{name}": part for name, part in state.items()}
 
 
-def _read_state(text: torch.Tensor | None, where: str) -> dict[str, Any]:
+def _read_state(text: torch.Tensor | None, where: str, *, nested: bool) -> dict[str, Any]:
     """Return what is no tensor of the state of a weight, checked."""
-    if text is None or text.dtype != torch.uint8 or text.numel() > 10_000:
+    if text is None or text.dtype != torch.uint8 or text.numel() > _MOST_TEXT:
         raise damaged("the text of the quantization's state is missing", where)
     state = parse(bytes(text.flatten().tolist()), where)
-    wanted: dict[str, tuple[type, ...]] = {
-        "quant_type": (str,),
-        "blocksize": (int,),
-        "dtype": (str,),
-        "shape": (list,),
-    }
-    if isinstance(state, dict) and "nested_blocksize" in state:
-        wanted |= {"nested_blocksize": (int,), "nested_dtype": (str,), "nested_offset": (float, int)}
-    wrong = not isinstance(state, dict) or any(
-        not isinstance(state.get(key), of) for key, of in wanted.items()
-    )
-    if wrong or state["blocksize"] < 1 or state.get("nested_blocksize", 1) < 1:
-        raise CheckpointError("The text of a quantization's state is wrong", where=where, fix="save it again")
-    return state  # type: ignore[no-any-return]
+    allowed: dict[str, Collection[Any]] = {"blocksize": _BLOCKS, "dtype": _DTYPES}
+    if nested:
+        allowed |= {"nested_blocksize": (_NESTED_BLOCK,), "nested_dtype": ("float32",)}
+    if not isinstance(state, dict) or not isinstance(state.get("shape"), list):
+        raise damaged("the text of the quantization's state is none", where)
+    for key, values in allowed.items():
+        if state.get(key) not in values:
+            raise damaged(f"{key} is {str(state.get(key))[:40]}", where)
+    if nested and not isinstance(state.get("nested_offset"), float):
+        raise damaged(f"nested_offset is {str(state.get('nested_offset'))[:40]}", where)
+    return state
 
 
 class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
@@ -305,10 +304,10 @@ class _Parted4bit(PartedLinear):
 
     def __init__(self, linear: nn.Linear, parts: Parts, compute: Any, text: str) -> None:
         # Always on the CPU: it is read here, once.
-        state = _read_state(parts[text].cpu(), text)
+        nested = "weight.nested_absmax" in parts
+        state = _read_state(parts[text].cpu(), text, nested=nested)
         own = {name.removeprefix("weight."): part for name, part in parts.items() if name != text}
         names = {name: "weight" if name == "weight" else f"weight.{name}" for name in own}
-        nested = "nested_absmax" in own
         if nested:
             offset = torch.tensor(float(state["nested_offset"]))
             own["nested_offset"] = offset.to(parts["weight"].device)
@@ -316,7 +315,6 @@ class _Parted4bit(PartedLinear):
         self.nested = nested
         self.compute = compute
         self.blocksize: int = state["blocksize"]
-        self.nested_blocksize: int = state.get("nested_blocksize", 0)
         self.quant_type: str = state["quant_type"]
         self.quant_dtype: torch.dtype = getattr(torch, state["dtype"])
 
@@ -327,7 +325,7 @@ class _Parted4bit(PartedLinear):
             outer = functional.QuantState(
                 absmax=self.nested_absmax.data,
                 code=self.nested_quant_map.data,
-                blocksize=self.nested_blocksize,
+                blocksize=_NESTED_BLOCK,
                 dtype=torch.float32,
             )
         state = functional.QuantState(
