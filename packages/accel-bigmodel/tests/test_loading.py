@@ -370,7 +370,10 @@ def test_buffers_on_meta_that_no_checkpoint_has(tmp_path):
     folder = saved(tmp_path)
     with init_empty_weights(include_buffers=True):
         model = Model()
-    assert "(1): shift" in refused(model, folder, match="nothing was loaded")
+    text = refused(model, folder, match="nothing was loaded")
+    assert "(1): shift" in text
+    assert "include_buffers=False" in text
+    assert "complete the checkpoint" not in text
     # Older checkpoints do have them.
     folder = saved(tmp_path, shift=torch.full((8,), 0.5))
     load_checkpoint_in_model(model.eval(), folder)

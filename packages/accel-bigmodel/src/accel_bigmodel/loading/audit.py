@@ -77,11 +77,15 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was found: tensors and their values, modules that keep more, and the report."""
+    """What was found: tensors and their values, modules that keep more, and the report.
+
+    ``computed``: tensors that would stay without data, and are in no checkpoint of this model.
+    """
 
     matches: tuple[Match, ...]
     extras: tuple[tuple[nn.Module, str], ...]
     report: CheckpointReport
+    computed: tuple[str, ...] = ()
 
 
 def audit(
@@ -93,7 +97,7 @@ def audit(
 ) -> Audit:
     """Compare names, shapes and dtypes. Values are compared only where two stored tensors become one."""
     matches: list[Match] = []
-    missing, on_meta, known = [], [], set()
+    missing, on_meta, computed, known = [], [], [], set()
     mismatched: dict[str, str] = {}
     tied: dict[str, str] = {}
     recast: dict[str, str] = {}
@@ -105,6 +109,7 @@ def audit(
         if not there:
             missing += [slot.name] if slot.saved else []
             on_meta += names if meta else []
+            computed += [] if slot.saved or not meta else names
             continue
         wrong = _differences(slot, there, weights, rules, shape_of)
         if wrong:
@@ -130,7 +135,8 @@ def audit(
         tied=tied,
         left_on_meta=tuple(on_meta),
     )
-    return Audit(tuple(matches), tuple((module, name) for module, name in extras if name in weights), report)
+    here = tuple((module, name) for module, name in extras if name in weights)
+    return Audit(tuple(matches), here, report, tuple(computed))
 
 
 def _differences(

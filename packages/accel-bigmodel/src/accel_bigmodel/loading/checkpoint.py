@@ -218,7 +218,7 @@ def load(
     """Load what stays in memory; return the report, and the weights that are left in files by name."""
     weights = open_weights(checkpoint)
     found = audit(model, weights, rules, shape_of=lambda tensor: piece_of(tensor, whole=whole).whole)
-    refuse(found.report, str(weights.source), strict=strict, partial=partial)
+    refuse(found.report, str(weights.source), strict=strict, partial=partial, computed=found.computed)
     made = plan(found.matches, weights, place_of, whole=whole)
     offloaded = _offloaded(weights, made, offload_folder)
     carry_out(made, weights, model)

@@ -36,13 +36,24 @@ def with_offloaded(report: CheckpointReport, names: Iterable[str]) -> Checkpoint
     return replace(report, offloaded=tuple(names))
 
 
-def refuse(report: CheckpointReport, where: str, *, strict: bool, partial: bool, hint: str = "") -> None:
-    """Raise CheckpointError unless the checkpoint may be loaded; say once what is left out, if it may."""
+def refuse(
+    report: CheckpointReport, where: str, *, strict: bool, partial: bool, computed: Collection[str] = ()
+) -> None:
+    """Raise CheckpointError unless the checkpoint may be loaded; say once what is left out, if it may.
+
+    ``computed``: those of ``left_on_meta`` that no checkpoint has, because the model works them out.
+    """
     lines = [_line(f"of another shape or type: {name}: {what}") for name, what in report.mismatched.items()]
     fixes = ["build the model that this checkpoint is of"] if report.mismatched else []
     if report.left_on_meta and not partial:
         lines.append(_line("in the model, without data, and not in the checkpoint", report.left_on_meta))
-        fixes.append(hint or _guess(report.left_on_meta, report.unexpected))
+        if computed:
+            fixes.append(
+                "build the skeleton with include_buffers=False: buffers that are not saved are then computed"
+            )
+        lost = [name for name in report.left_on_meta if name not in set(computed)]
+        if lost:
+            fixes.append(_guess(lost, report.unexpected))
     real = [name for name in report.missing if name not in set(report.left_on_meta)]
     if strict and real:
         lines.append(_line("not in the checkpoint", real))

@@ -92,7 +92,13 @@ def load_from_rank_0(
             rules,
             shape_of=lambda tensor: piece_of(tensor).whole,
         )
-        refuse(compared.report, announced.source, strict=strict, partial=partial)
+        refuse(
+            compared.report,
+            announced.source,
+            strict=strict,
+            partial=partial,
+            computed=compared.computed,
+        )
         checked.append((compared, _in_memory_only(plan(compared.matches, announced, place_of))))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must hear of it
         failure = error
