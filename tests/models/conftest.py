@@ -1,4 +1,4 @@
-"""What real libraries warn of while they are imported is theirs: they are imported here, once, before tests."""
+"""What real libraries warn of while they are imported is theirs: they are imported here, before the tests."""
 
 from __future__ import annotations
 

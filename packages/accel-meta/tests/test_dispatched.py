@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from accel import Accelerator, cpu_offload, dispatch_model
@@ -46,6 +47,27 @@ def test_an_optimizer_of_weights_that_are_not_there_is_refused(tmp_path):
     model, *_ = offloaded(tmp_path)
     with pytest.raises(PrepareError, match="offloaded: its optimizer has nothing to change"):
         Accelerator(cpu=True).prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+def test_it_is_saved_from_where_its_weights_lie(tmp_path):
+    model, _, _, state = offloaded(tmp_path)
+    accelerator = Accelerator(cpu=True)
+    accelerator.save_model(accelerator.prepare(model), tmp_path / "new")
+    assert model[0].weight.is_meta
+    found = load_file(tmp_path / "new" / "model.safetensors")
+    # Tied weights are written once.
+    assert found.keys() == state.keys() - {"2.weight"}
+    assert all(torch.equal(found[name], state[name]) for name in found)
+    other = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    accelerator.load_model(other, tmp_path / "new")
+    assert all(torch.equal(other.state_dict()[name], state[name]) for name in state)
+
+
+def test_a_state_dict_of_an_offloaded_model_has_its_values(tmp_path):
+    model, _, _, state = offloaded(tmp_path)
+    found = Accelerator(cpu=True).get_state_dict(model)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
 
 
 def test_weights_that_were_never_loaded_are_still_refused():

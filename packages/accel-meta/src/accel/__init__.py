@@ -12,8 +12,6 @@ from accel_core.lazy import lazy_door
 from .__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
-    from accel_bigmodel import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
-    from accel_bigmodel import load_checkpoint_in_model as load_checkpoint_in_model
     from accel_bigmodel import cpu_offload as cpu_offload
     from accel_bigmodel import cpu_offload_with_hook as cpu_offload_with_hook
     from accel_bigmodel import disk_offload as disk_offload
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from accel_bigmodel import infer_auto_device_map as infer_auto_device_map
     from accel_bigmodel import init_empty_weights as init_empty_weights
     from accel_bigmodel import init_on_device as init_on_device
+    from accel_bigmodel import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
+    from accel_bigmodel import load_checkpoint_in_model as load_checkpoint_in_model
     from accel_core.config import AutocastKwargs as AutocastKwargs
     from accel_core.config import DataLoaderConfiguration as DataLoaderConfiguration
     from accel_core.config import DistributedDataParallelKwargs as DistributedDataParallelKwargs

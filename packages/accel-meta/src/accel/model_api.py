@@ -33,10 +33,17 @@ class ModelAPI:
 
         The tensors are the model's own where the strategy keeps them whole on every process, not copies;
         where it keeps parts, they are put together, and processes other than the main one may get nothing.
-        Without ``unwrap`` the names are those of the wrapped model.
+        Without ``unwrap`` the names are those of the wrapped model. Tensors that are offloaded are the pages
+        of their files, read when they are used.
 
         Raises CheckpointError for state that is no tensor.
         """
+        from accel_parallel.inspection import bare, offloads
+
+        if offloads(model):
+            from accel_bigmodel import get_state_dict_offloaded_model
+
+            return get_state_dict_offloaded_model(bare(model))
         if not unwrap:
             return dict(model.state_dict())
         return self._strategy.states.full(self._unit(model))
@@ -55,7 +62,7 @@ class ModelAPI:
         ``torch.save`` writes ``pytorch_model.bin`` or shards of it. With ``save_on_each_node`` of
         ProjectConfiguration, the first process of each machine writes.
 
-        A tensor with several names is stored once, and tied again when it is loaded. The old files stay
+        What is offloaded is written from where it lies. A tensor with several names is stored once, and tied again when it is loaded. The old files stay
         until the new ones are on the disk, and those of other names go then.
 
         Raises ConfigError for a size that is none, CheckpointError on every process when one cannot write.

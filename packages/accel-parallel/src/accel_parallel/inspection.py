@@ -48,7 +48,7 @@ def placed_devices(model: nn.Module) -> set[str]:
     return found
 
 
-def _offloads(model: nn.Module) -> bool:
+def offloads(model: nn.Module) -> bool:
     """Tell whether weights of ``model`` are there during its forwards only, brought by hooks."""
     hooks = (module.__dict__.get("_hf_hook") for module in model.modules())
     return any(getattr(each, "offload", False) for hook in hooks for each in getattr(hook, "hooks", (hook,)))
@@ -61,10 +61,10 @@ def check_not_meta(unit: Unit) -> None:
     """
     for name, tensor in _tensors(unit.model):
         if tensor.is_meta:
-            offloads = _offloads(unit.model)
-            if offloads and not unit.optimizers:
+            away = offloads(unit.model)
+            if away and not unit.optimizers:
                 return
-            if offloads:
+            if away:
                 raise PrepareError(
                     f"Weights of unit {unit.name!r} are offloaded: its optimizer has nothing to change",
                     where=f"{name}, shape {tuple(tensor.shape)}",
@@ -160,6 +160,7 @@ __all__ = [
     "check_owners",
     "clean_name",
     "foreign_parameters",
+    "offloads",
     "parameter_names",
     "placed_devices",
 ]

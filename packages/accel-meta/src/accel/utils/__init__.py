@@ -5,10 +5,6 @@ from typing import TYPE_CHECKING
 from accel_core.lazy import lazy_door
 
 if TYPE_CHECKING:
-    from accel_bigmodel import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
-    from accel_bigmodel import load_checkpoint_in_model as load_checkpoint_in_model
-    from accel_bigmodel import load_state_dict as load_state_dict
-    from accel_bigmodel import load_and_quantize_model as load_and_quantize_model
     from accel.extraction import extract_model_from_parallel as extract_model_from_parallel
     from accel_bigmodel import BnbQuantizationConfig as BnbQuantizationConfig
     from accel_bigmodel import CustomDtype as CustomDtype
@@ -29,8 +25,12 @@ if TYPE_CHECKING:
     from accel_bigmodel import get_max_memory as get_max_memory
     from accel_bigmodel import has_offloaded_params as has_offloaded_params
     from accel_bigmodel import infer_auto_device_map as infer_auto_device_map
+    from accel_bigmodel import load_and_quantize_model as load_and_quantize_model
+    from accel_bigmodel import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
+    from accel_bigmodel import load_checkpoint_in_model as load_checkpoint_in_model
     from accel_bigmodel import load_offloaded_weight as load_offloaded_weight
     from accel_bigmodel import load_offloaded_weights as load_offloaded_weights
+    from accel_bigmodel import load_state_dict as load_state_dict
     from accel_bigmodel import named_module_tensors as named_module_tensors
     from accel_bigmodel import offload_state_dict as offload_state_dict
     from accel_bigmodel import offload_weight as offload_weight
