@@ -188,6 +188,29 @@ def test_memory_does_not_grow_in_a_loop(standin):  # noqa: F811
     assert pinned <= 1 << 16
 
 
+def test_small_blocks_between_large_ones_hold_nobody_up(standin):  # noqa: F811
+    def run():
+        sizes, ahead = iter([1, 8] * 8), []
+        chain = Chain(8, layer=lambda: nn.Linear(WIDTH, WIDTH) if next(sizes) == 8 else nn.LayerNorm(WIDTH))
+        x = torch.randn(2, WIDTH)
+        large = chain.layers[1].weight.numel() * 4 + 256 + WIDTH * 4
+        small = 1024
+        for layer in chain.layers:
+            layer.register_forward_pre_hook(lambda *_: ahead.append(len(chain.lane._pending)))
+        torch.standin.reset_peak_memory_stats()
+        with torch.no_grad():
+            equal = [torch.equal(chain(x), chain.expected(x)) for _ in range(4)]
+        peak = torch.standin.max_memory_allocated()
+        return equal, ahead[24:], peak <= 2 * large + 2 * small + 8 * x.nbytes, chain.lane.late
+
+    equal, ahead, fits, late = standin.run(1, run)[0]
+    assert equal == [True] * 4
+    # While a large one computes, the next large one is on its way too, behind the small one between them.
+    assert ahead == [2, 3] * 4
+    assert fits
+    assert late == 2
+
+
 def test_branches_repetitions_and_orders_that_change(standin):  # noqa: F811
     def run():
         draw = random.Random(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
@@ -22,6 +23,14 @@ from .worker import Worker
 
 STAGING = 128 << 20
 """Bytes of pinned memory that transfers go through, by default."""
+_AHEAD = 512 << 20
+_MORE = 1.25
+"""Several blocks are ahead up to so many bytes, and up to the largest block and a little more.
+
+Layers are often blocks of their own, and a small one between two large ones must not hold up the second.
+"""
+_STEPS = 8
+"""Blocks that are looked at for one that is used."""
 _PATIENCE = 64
 """Blocks after which it is tried again to move one ahead, when there was no room for it."""
 
@@ -51,9 +60,9 @@ class Lane:
     """Move the blocks of one model to ``device``, each while the one before computes.
 
     The order is learnt: at first it is that in which blocks were made. On an accelerator, copies run on a
-    stream of their own, through ``limit_bytes`` of pinned memory at most, and one block is ahead at most:
-    what is used and what is ahead is all that lies on the device. Where tensors are used as they lie in
-    files, the pages of the next block are asked for while the system has to read them.
+    stream of their own, through ``limit_bytes`` of pinned memory at most, and one block is ahead, or several
+    small ones: what is used and what is ahead is all that lies on the device. Where tensors are used as they
+    lie in files, the pages of the next block are asked for while the system has to read them.
 
     ``ahead``: blocks that were there in time. ``late``: those that had to be waited for from the start.
     """
@@ -68,7 +77,8 @@ class Lane:
         self._worker = Worker(f"weights to {device}")
         self._staging = Staging(limit_bytes)
         self._side: torch.Stream | None = None
-        self._pending: tuple[Cargo, Transfer] | None = None
+        self._pending: deque[tuple[Cargo, Transfer | None]] = deque()
+        self._largest = 0
         self._wait_until = 0
         self._cold = Cold()
         # A thread that still copies must not be met by the end of the interpreter.
@@ -91,16 +101,14 @@ class Lane:
             return len(self._blocks) - 1
 
     def take(self, block: Cargo) -> Transfer | None:
-        """Return the transfer of ``block``, begun now unless it was ahead, and begin that of the next one.
+        """Return the transfer of ``block``, begun now unless it was ahead, and begin those of the next ones.
 
         None when nothing has to be moved.
         """
         with self._lock:
             self._order.saw(block.number)
-            transfer = self._claim(block) or self._begin(block, needed=True)
-            follower = self._follower()
-            if self._pending is None and follower is not None and follower is not block:
-                self._begin_ahead(follower)
+            transfer = self._claim(block) or self._begin(block)
+            self._go_ahead(block)
         return transfer
 
     def passing(self, block: Cargo) -> None:
@@ -116,52 +124,71 @@ class Lane:
     def drop(self) -> None:
         """Give back the memory of what is ahead."""
         with self._lock:
-            self._discard()
+            self._discard(len(self._pending))
 
-    def _follower(self) -> Cargo | None:
-        guess = self._order.guess()
+    def _follower(self, ahead: tuple[int, ...] = ()) -> Cargo | None:
+        guess = self._order.guess(ahead)
         if guess is None:
             # The order in which they were made; passes that end here may be the last.
-            guess = self._order.last + 1
+            guess = (ahead[-1] if ahead else self._order.last) + 1
         return self._blocks[guess]() if guess < len(self._blocks) else None
 
     def _claim(self, block: Cargo) -> Transfer | None:
-        if self._pending is None:
+        place = next((place for place, (each, _) in enumerate(self._pending) if each is block), None)
+        # What was passed over is not going to be used now.
+        self._discard(len(self._pending) if place is None else place)
+        if place is None:
             return None
-        cargo, transfer = self._pending
-        if cargo is not block or block.stamps(transfer.indices) != transfer.stamps:
-            self._discard()
-            return None
-        self._pending = None
-        self.ahead += 1
+        _, transfer = self._pending.popleft()
+        if transfer is None or block.stamps(transfer.indices) == transfer.stamps:
+            self.ahead += transfer is not None
+            return transfer
+        transfer.give_up()
+        return None
+
+    def _discard(self, count: int) -> None:
+        for _ in range(count):
+            _, transfer = self._pending.popleft()
+            if transfer is not None:
+                transfer.give_up()
+
+    def _go_ahead(self, block: Cargo) -> None:
+        """Begin the transfers that follow, as far as there may be room."""
+        for _ in range(_STEPS):
+            if self._wait_until > self.ahead + self.late:
+                return
+            waiting = [each.layout.size for _, each in self._pending if each is not None]
+            follower = self._follower(tuple(each.number for each, _ in self._pending))
+            if follower is None or follower is block or any(each is follower for each, _ in self._pending):
+                return
+            try:
+                size = self._size(follower)
+                if waiting and sum(waiting) + size > min(_AHEAD, _MORE * self._largest):
+                    return
+                self._pending.append((follower, self._made(follower)))
+            except torch.OutOfMemoryError:
+                self._wait_until = self.ahead + self.late + _PATIENCE
+            except AccelError:
+                # Said when the block is used; it may never be.
+                return
+            if len(self._pending) > _STEPS:
+                return
+
+    def _size(self, block: Cargo) -> int:
+        indices = block.wanted()
+        return block.layout(indices).size if indices else 0
+
+    def _begin(self, block: Cargo) -> Transfer | None:
+        transfer = self._made(block)
+        self.late += transfer is not None
         return transfer
 
-    def _discard(self) -> None:
-        if self._pending is not None:
-            _, transfer = self._pending
-            self._pending = None
-            transfer.give_up()
-
-    def _begin_ahead(self, block: Cargo) -> None:
-        if self._wait_until > self.ahead + self.late:
-            return
-        try:
-            transfer = self._begin(block, needed=False)
-        except torch.OutOfMemoryError:
-            self._wait_until = self.ahead + self.late + _PATIENCE
-        except AccelError:
-            # Said when the block is used; it may never be.
-            return
-        else:
-            if transfer is not None:
-                self._pending = (block, transfer)
-
-    def _begin(self, block: Cargo, *, needed: bool) -> Transfer | None:
+    def _made(self, block: Cargo) -> Transfer | None:
         indices = block.wanted()
         if not indices:
             return None
-        self.late += needed
         layout, stamps = block.layout(indices), block.stamps(indices)
+        self._largest = max(self._largest, layout.size)
         # Made inside torch.inference_mode, tensors could never be used outside of it.
         with torch.inference_mode(mode=False), torch.no_grad():
             memory = torch.empty(layout.size, dtype=torch.uint8, device=self.device)

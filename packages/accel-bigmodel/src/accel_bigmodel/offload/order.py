@@ -31,10 +31,11 @@ class Order:
         """Return the block that came last; -1 before the first."""
         return self._recent[-1] if self._recent else -1
 
-    def guess(self) -> int | None:
-        """Return what comes next; None if nothing like this was seen."""
+    def guess(self, ahead: tuple[int, ...] = ()) -> int | None:
+        """Return what comes after the blocks ``ahead``, if those come next; None for what was never seen."""
+        recent = self._recent + ahead
         for length in _LENGTHS:
-            found = self._after.get(self._recent[-length:])
+            found = self._after.get(recent[-length:])
             if found is not None:
                 return found
         return None
