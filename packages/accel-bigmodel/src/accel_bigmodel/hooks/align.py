@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from accel_core.errors import CheckpointError, StateError
-from accel_core.moving import move
 
 from ..offload.block import OffloadedBlock
 from ..offload.lane import Lane
@@ -20,7 +19,7 @@ from ..offload.loader import PrefixedDataset
 from ..offload.tied import TiedTensors
 from ..tensors import TiedMap, all_tensors, moved, owner_of, refresh, set_module_tensor_to_device
 from .base import ModelHook
-from .flow import device_in, key_set, send
+from .flow import bring, device_in, key_set
 
 Device = torch.device | str | int
 _ARGUMENTS = (
@@ -246,7 +245,7 @@ class AlignDevicesHook(ModelHook):
         """Return the output, where the input came from if that is wanted; offloaded weights are away."""
         came_from = self._leave(module)
         if came_from is not None and self.io_same_device:
-            output = send(output, came_from, self._skip_set())
+            output = bring(output, came_from, self._skip_set())
         return output
 
     def abandon(self, module: nn.Module) -> None:
@@ -269,9 +268,9 @@ class AlignDevicesHook(ModelHook):
 
     def _move(self, args: Any, kwargs: Any, device: torch.device) -> tuple[Any, Any]:
         if args:
-            args = move(args, device)
+            args = bring(args, device)
         if kwargs:
-            kwargs = move(kwargs, device, skip_keys=self._skip_set())
+            kwargs = bring(kwargs, device, self._skip_set())
         return args, kwargs
 
     def _skip_set(self) -> frozenset[str]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any
 
 import torch
+from torch import nn
 
-from accel_core.moving import move
+from accel_core.nested import rebuild_mapping, rebuild_sequence
+
+_NO_KEYS: frozenset[str] = frozenset()
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes, torch.dtype, torch.device, slice})
 
 
 def device_in(*data: Any) -> torch.device | None:
@@ -27,16 +32,63 @@ def device_in(*data: Any) -> torch.device | None:
     return None
 
 
-def send(data: Any, device: torch.device, skip_keys: frozenset[str]) -> Any:
-    """Return an output on ``device``: nested containers, and the fields of a data class."""
-    if dataclasses.is_dataclass(data) and not isinstance(data, (type, Mapping)) and not hasattr(data, "to"):
-        sent = copy(data)
-        for field in dataclasses.fields(data):
-            if field.name not in skip_keys and hasattr(data, field.name):
-                # A frozen one may not be assigned to by others; this copy is ours.
-                object.__setattr__(sent, field.name, send(getattr(data, field.name), device, skip_keys))
-        return sent
-    return move(data, device, skip_keys=skip_keys)
+def bring(data: Any, device: torch.device, skip_keys: frozenset[str] = _NO_KEYS) -> Any:
+    """Return ``data`` on ``device``; what is there already is the same object, and so is what holds it.
+
+    So a cache that a caller passes is the one that the model fills, unless it has to move: then it is one of
+    ``skip_keys``, or a new one. Modules are passed through.
+    """
+    if isinstance(data, torch.Tensor):
+        return data if data.device == device else data.to(device)
+    cls = type(data)
+    if cls is dict:
+        items = {
+            key: each if key in skip_keys else bring(each, device, skip_keys) for key, each in data.items()
+        }
+        return data if _same(items.values(), data.values()) else items
+    if cls is tuple or cls is list:
+        found = [bring(each, device, skip_keys) for each in data]
+        return data if _same(found, data) else cls(found)
+    if cls in _PLAIN or isinstance(data, (type, nn.Module)):
+        return data
+    to = getattr(data, "to", None)
+    if callable(to):
+        # Packed sequences and tokenizer outputs are containers that know how to move.
+        return data if getattr(data, "device", None) == device else to(device)
+    return _bring_other(data, device, skip_keys)
+
+
+def _bring_other(data: Any, device: torch.device, skip_keys: frozenset[str]) -> Any:
+    if isinstance(data, Mapping):
+        items = {
+            key: each if key in skip_keys else bring(each, device, skip_keys) for key, each in data.items()
+        }
+        return data if _same(items.values(), data.values()) else rebuild_mapping(data, items)
+    if isinstance(data, (list, tuple)):
+        found = [bring(each, device, skip_keys) for each in data]
+        return data if _same(found, data) else rebuild_sequence(data, iter(found))
+    if dataclasses.is_dataclass(data):
+        return _bring_fields(data, device, skip_keys)
+    return data
+
+
+def _bring_fields(data: Any, device: torch.device, skip_keys: frozenset[str]) -> Any:
+    before = {field.name: getattr(data, field.name, None) for field in dataclasses.fields(data)}
+    after = {
+        name: each if name in skip_keys else bring(each, device, skip_keys) for name, each in before.items()
+    }
+    if _same(after.values(), before.values()):
+        return data
+    sent = copy(data)
+    for name, each in after.items():
+        if each is not before[name]:
+            # A frozen one may not be assigned to by others; this copy is ours.
+            object.__setattr__(sent, name, each)
+    return sent
+
+
+def _same(one: Iterable[Any], other: Iterable[Any]) -> bool:
+    return all(map(operator.is_, one, other))
 
 
 def key_set(
@@ -48,4 +100,4 @@ def key_set(
     return frozenset([skip_keys]) if isinstance(skip_keys, str) else frozenset(skip_keys)
 
 
-__all__ = ["device_in", "key_set", "send"]
+__all__ = ["bring", "device_in", "key_set"]

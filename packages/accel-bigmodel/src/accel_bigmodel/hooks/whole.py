@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel_core.moving import move
-
 from .align import Device, full_device
 from .base import ModelHook
+from .flow import bring
 from .forward import add_hook_to_module, remove_hook_from_module
 
 
@@ -41,7 +40,7 @@ class CpuOffload(ModelHook):
             if self.prev_module_hook is not None:
                 self.prev_module_hook.offload()
             module.to(device)
-        return move(args, device), move(kwargs, device)
+        return bring(args, device), bring(kwargs, device)
 
 
 def _all(module: nn.Module) -> Any:

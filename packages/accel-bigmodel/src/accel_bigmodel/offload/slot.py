@@ -15,6 +15,7 @@ from accel_core.errors import CheckpointError
 
 from .layout import packable
 from .loader import find_holder
+from .placeholder import placeholder_of, plain_class
 from .tied import TiedTensors
 
 
@@ -38,7 +39,7 @@ def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
         made = data
     elif type(data) in (torch.Tensor, nn.Parameter):
         # What a class does when it is called (bitsandbytes quantizes) was done to these values already.
-        made = torch.Tensor._make_subclass(type(tensor), data.detach(), tensor.requires_grad)
+        made = torch.Tensor._make_subclass(plain_class(tensor), data.detach(), tensor.requires_grad)
     else:
         made = nn.Parameter(data.detach(), requires_grad=tensor.requires_grad)
     if made is not tensor and tensor.__dict__:
@@ -88,7 +89,7 @@ class Slot:
         """Put the placeholder in the module."""
         if self.placeholder is None:
             now = self.table[self.key]
-            make = partial(_placeholder, now)
+            make = partial(_placeholder, now, self.spelled)
             self.placeholder = make() if self.group is None else tied.placeholder(self.group, make)
         self.table[self.key] = self.placeholder
 
@@ -219,7 +220,10 @@ class Slot:
             return like(now, self.fetch().detach().to(device, copy=True))
 
 
-def _placeholder(now: torch.Tensor) -> torch.Tensor:
+def _placeholder(now: torch.Tensor, name: str) -> torch.Tensor:
+    made = placeholder_of(now, name)
+    if made is not None:
+        return made
     return now if now.device.type == "meta" else like(now, now.detach().to("meta"))
 
 
