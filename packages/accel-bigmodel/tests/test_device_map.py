@@ -133,6 +133,9 @@ def test_maps_by_hand():
         resolve_device_map(model, {"blocks.0.up.weight": 0, "blocks.0.down": 0, "head": 0})
     with pytest.raises(UnknownNameError, match="Did you mean 'head'"):
         resolve_device_map(model, {**whole, "heads": 0})
+    with pytest.raises(UnknownNameError, match="Did you mean 'blocks.2'") as raised:
+        resolve_device_map(model, {**whole, "block.2": 0})
+    assert raised.value.known == ("blocks", "blocks.2", "embed", "head")
     with pytest.raises(UnknownNameError, match="Did you mean 'balanced'"):
         resolve_device_map(model, "balancd")
     with pytest.raises(UnknownNameError, match="Did you mean 'disk'"):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from accel_core.errors import ConfigError, Fault, UnknownNameError
+from accel_core.spelling import nearest
 
 from ..dtypes import AnyDtype
 from .maps import Place, check_device_map, uncovered
@@ -66,11 +67,18 @@ def _by_hand(model: nn.Module, device_map: Mapping[str, Place]) -> dict[str, Pla
             tensors = {name for name, _ in model.named_parameters(remove_duplicate=False)}
             tensors |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
             if name not in tensors:
-                raise UnknownNameError("module in the device map", name, known | tensors)
+                raise _unknown(model, name, known | tensors)
         found[name] = _place(place, f"device of {name!r}", ())
     check_device_map(model, found)
     main = main_of(found)
     return {**found, **dict.fromkeys(list(uncovered(model, found, saved=False)), main)}
+
+
+def _unknown(model: nn.Module, name: str, known: set[str]) -> UnknownNameError:
+    """Return an error with the names that help: a model may have many thousands."""
+    near = nearest(name, known)
+    top = {child for child, _ in model.named_children()}
+    return UnknownNameError("module in the device map", name, top if near is None else top | {near})
 
 
 def main_of(device_map: Mapping[str, Place]) -> Place:
