@@ -38,8 +38,14 @@ class _Parked(torch.Tensor):
             return _guarded(func(*args, **kwargs), [*args, *kwargs.values()])
 
     def __deepcopy__(self, memo: Any) -> Any:
-        make, arguments = self.__reduce_ex__(4)
-        return make(*arguments)
+        return parked(*self._parts())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return parked, self._parts()
+
+    def _parts(self) -> tuple[torch.Tensor, bool | None, str, dict[str, Any]]:
+        trainable = self.requires_grad if isinstance(self, nn.Parameter) else None
+        return _plain(self), trainable, self.parked, dict(self.__dict__)
 
 
 class ParkedParameter(_Parked, nn.Parameter):
@@ -48,17 +54,11 @@ class ParkedParameter(_Parked, nn.Parameter):
     # Not an attribute like others: those go on to the value.
     __slots__ = ("parked",)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return parked, (_plain(self), self.requires_grad, self.parked, dict(self.__dict__))
-
 
 class ParkedBuffer(_Parked):
     """Stands for a buffer."""
 
     __slots__ = ("parked",)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return parked, (_plain(self), None, self.parked, dict(self.__dict__))
 
 
 def parked(
