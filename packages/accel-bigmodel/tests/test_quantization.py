@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from accel_bigmodel import BnbQuantizationConfig, init_empty_weights, load_and_quantize_model
+from accel_bigmodel import BnbQuantizationConfig, init_empty_weights, load_and_quantize_model, offloaded_state
 from accel_core import plugins
 from accel_core.errors import (
     CapabilityError,
@@ -469,3 +469,31 @@ def test_the_peak_is_the_quantized_model_and_one_weight(standin: StandIn, tmp_pa
     limit = quantized + 5 * largest
     assert limit < total
     assert standin.run(1, load_under_a_limit, str(tmp_path), 6, limit) == [quantized]
+
+
+@pytest.mark.parametrize("first", ["cpu", {"": "disk"}], ids=str)
+def test_the_same_object_is_loaded_again(folder: Path, tmp_path: Path, first: Any) -> None:
+    made = load_and_quantize_model(skeleton(), Rows(), folder, device_map=first, offload_folder=tmp_path)
+    with pytest.raises(PrepareError, match="quantized already"):
+        load_and_quantize_model(made, Rows())
+    layer = made.blocks[0].up
+    with pytest.raises(CheckpointError, match="no file"):
+        load_and_quantize_model(made, Rows(), tmp_path / "nowhere")
+    assert made.blocks[0].up is layer
+    assert torch.equal(output(made), output(by_hand()))
+    load_and_quantize_model(made, Rows(torch.bfloat16), folder)
+    assert torch.equal(output(made), output(by_hand(torch.bfloat16)))
+    assert not any("_hf_hook" in module.__dict__ for module in made.modules())
+    with pytest.raises(CapabilityError, match="cannot be changed"):
+        made.half()
+
+
+@pytest.mark.parametrize(
+    "away", [{"": "disk"}, {"embed": "cpu", "head": "cpu", "scale": "cpu", "blocks": "disk"}]
+)
+def test_what_is_offloaded_is_saved_from_where_it_lies(folder: Path, tmp_path: Path, away: Any) -> None:
+    made = load_and_quantize_model(skeleton(), Rows(), folder, device_map=away, offload_folder=tmp_path / "a")
+    state = dict(offloaded_state(made))
+    wanted = load_and_quantize_model(skeleton(), Rows(), folder).state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[name], value) for name, value in wanted.items())

@@ -74,8 +74,11 @@ class DispatchedTensors(Mapping[str, torch.Tensor]):
             hook = offloading_hook(module)
             if hook is None:
                 continue
+            # Quantized layers save their tensors under names that parameters cannot have.
+            renamed = module.__dict__.get("saved_as", {})
             for name in hook.offloaded:
-                full = f"{path}.{name}" if path else name
+                saved = renamed.get(name, name)
+                full = f"{path}.{saved}" if path else saved
                 if full in self._here:
                     self._away[full] = (hook, name)
 

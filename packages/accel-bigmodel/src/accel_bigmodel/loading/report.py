@@ -37,11 +37,17 @@ def with_offloaded(report: CheckpointReport, names: Iterable[str]) -> Checkpoint
 
 
 def refuse(
-    report: CheckpointReport, where: str, *, strict: bool, partial: bool, computed: Collection[str] = ()
+    report: CheckpointReport,
+    where: str,
+    *,
+    strict: bool,
+    partial: bool | None,
+    computed: Collection[str] = (),
 ) -> None:
     """Raise CheckpointError unless the checkpoint may be loaded; say once what is left out, if it may.
 
     ``computed``: those of ``left_on_meta`` that no checkpoint has, because the model works them out.
+    ``partial``: None where the caller has no such choice to offer.
     """
     lines = [_line(f"of another shape or type: {name}: {what}") for name, what in report.mismatched.items()]
     fixes = ["build the model that this checkpoint is of"] if report.mismatched else []
@@ -53,7 +59,8 @@ def refuse(
             )
         lost = [name for name in report.left_on_meta if name not in set(computed)]
         if lost:
-            fixes.append(_guess(lost, report.unexpected))
+            otherwise = "" if partial is None else "; partial=True loads what there is"
+            fixes.append(_guess(lost, report.unexpected, otherwise))
     real = [name for name in report.missing if name not in set(report.left_on_meta)]
     if strict and real:
         lines.append(_line("not in the checkpoint", real))
@@ -86,7 +93,7 @@ def _line(text: str, names: Collection[str] = ()) -> str:
     return f"{text} ({len(names)}): {shown}{rest}"
 
 
-def _guess(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+def _guess(missing: Sequence[str], unexpected: Sequence[str], otherwise: str) -> str:
     """Return what may be the matter: a prefix that one of the two has, a name that is spelt otherwise."""
     others = set(unexpected)
     for name in missing[:_MOST_SHOWN]:
@@ -105,8 +112,7 @@ def _guess(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     if near is not None:
         return f"{missing[0]!r} may be called {near!r} in the checkpoint: rename one of them"
     return (
-        "complete the checkpoint; tie the weights of the model before loading, if it shares them; "
-        "partial=True loads what there is"
+        "complete the checkpoint; tie the weights of the model before loading, if it shares them" + otherwise
     )
 
 

@@ -143,7 +143,7 @@ class _Parted(PartedLinear):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Return torchao's tensor over the parameters as they are now."""
-        parts = {stored: getattr(self, name).data for name, stored in self.names.items()}
+        parts = {stored: getattr(self, name).data for name, stored in self.saved_as.items()}
         return _unflatten(parts, self.stored_class, self.settings, shape_of(self))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

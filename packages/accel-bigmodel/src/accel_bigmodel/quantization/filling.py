@@ -61,8 +61,9 @@ class Filling:
                 found = [(files[key], part.dtype) for key, part in self.values.parts.get(first, {}).items()]
                 if not found or not all(self.stash.mapped(*each) for each in found):
                     return f"{first}.weight"
+        weights = self._weights
         for name in self.values.plain:
-            if name not in self._weights and self.places.device(name) is None and self.places.on_disk(name):
+            if name not in weights and self.places.device(name) is None and self.places.on_disk(name):
                 dtype = self.selection.dtype_of(name, self._tensor(name))
                 if not self.stash.mapped(self.values.plain[name], dtype):
                     return name
@@ -109,6 +110,7 @@ class Filling:
         layer = self.quantizer.layer(linear, parts, movable=device is None)
         if device is None:
             self._put_away(first, layer)
+        layer.quantized_here = True  # type: ignore[assignment]
         for each in self.selection.names[first]:
             self._set_module(each, layer)
 
@@ -128,7 +130,7 @@ class Filling:
     def _put_away(self, first: str, layer: nn.Linear) -> None:
         """Leave placeholders in a layer, and its parts in the stash."""
         files = self.values.stored.get(first, {})
-        names: Mapping[str, str] = layer.__dict__["names"]
+        names: Mapping[str, str] = layer.__dict__["saved_as"]
         for key, part in list(layer.named_parameters(recurse=False)):
             if key == "bias":
                 continue

@@ -16,6 +16,7 @@ from accel_core.protocols import Quantizer
 from ..dispatch import dispatch
 from ..planning import resolve_device_map
 from ..weights.reader import open_weights
+from .again import laid_bare
 from .casting import guard_casts
 from .filling import Filling
 from .placing import Place, Places, main_of
@@ -37,7 +38,8 @@ def load_and_quantize_model(
 
     ``bnb_quantization_config``: a `BnbQuantizationConfig`, a `TorchaoQuantizationConfig`, or the settings
     of another quantizer. ``weights_location``: a folder, file or index with the weights, quantized by the
-    same settings or not at all; without one, ``model`` has its weights. ``device_map``: as in
+    same settings or not at all; without one, ``model`` has its weights. With one, ``model`` may have been
+    quantized before: then it is loaded again. ``device_map``: as in
     `load_checkpoint_and_dispatch`; None stands for the accelerator of this process, or the CPU. What it says
     is on ``"cpu"`` or ``"disk"`` is quantized, too, and computed where the rest is. Weights on disk stay in
     the files that they are in; those that are changed on the way are written to ``offload_folder``.
@@ -48,7 +50,39 @@ def load_and_quantize_model(
     CheckpointError for weights that do not fit, all before the model is changed.
     """
     quantizer = quantizer_for(bnb_quantization_config)
-    selection = select(model, bnb_quantization_config, quantizer)
+    with laid_bare(model, from_files=weights_location is not None):
+        filling, found = _planned(
+            model,
+            bnb_quantization_config,
+            quantizer,
+            weights_location,
+            device_map,
+            no_split_module_classes,
+            max_memory,
+            offload_folder,
+        )
+    offloaded = filling.run()
+    if filling.places.scattered:
+        dispatch(model, found, main_device=filling.places.main, offloaded=offloaded)
+    else:
+        model.hf_device_map = found  # type: ignore[assignment]
+    quantizer.mark(model)
+    guard_casts(model)
+    return model
+
+
+def _planned(
+    model: nn.Module,
+    config: Any,
+    quantizer: Quantizer,
+    weights_location: str | os.PathLike[str] | None,
+    device_map: Any,
+    no_split: Sequence[str] | None,
+    max_memory: Mapping[int | str, int | str] | None,
+    offload_folder: str | os.PathLike[str] | None,
+) -> tuple[Filling, dict[str, Place]]:
+    """Return what is ready to fill the model, and the device map; everything that may be wrong is found."""
+    selection = select(model, config, quantizer)
     bare = unsaved_on_meta(model)
     if bare:
         raise CheckpointError(
@@ -59,21 +93,14 @@ def load_and_quantize_model(
     source = own_tensors(model) if weights_location is None else open_weights(weights_location)
     values = Values(source, type(model).__name__ if weights_location is None else str(weights_location))
     fit(model, selection, quantizer, values)
-    found = _map(model, selection, quantizer, device_map, no_split_module_classes, max_memory)
+    found = _map(model, selection, quantizer, device_map, no_split, max_memory)
     places = Places(found, main_of(found))
     for device in places.devices:
         quantizer.check(device)
     reversible = all(parameter.device.type == "meta" for parameter in model.parameters())
     filling = Filling(model, selection, quantizer, values, places, offload_folder, reversible=reversible)
     filling.check()
-    offloaded = filling.run()
-    if places.scattered:
-        dispatch(model, found, main_device=places.main, offloaded=offloaded)
-    else:
-        model.hf_device_map = found  # type: ignore[assignment]
-    quantizer.mark(model)
-    guard_casts(model)
-    return model
+    return filling, found
 
 
 def quantizer_for(config: Any) -> Quantizer:

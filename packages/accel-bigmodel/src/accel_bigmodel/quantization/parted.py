@@ -14,7 +14,7 @@ from accel_core.errors import CapabilityError
 class PartedLinear(nn.Linear):
     """A linear layer with its weight in parts: parameters that are moved and offloaded like any other.
 
-    ``names``: what each parameter is saved as. ``texts``: small tensors on the CPU, saved as they are.
+    ``saved_as``: what each parameter is saved as. ``texts``: small tensors on the CPU, saved as they are.
     A subclass computes. Casts are refused.
     """
 
@@ -22,7 +22,7 @@ class PartedLinear(nn.Linear):
         self,
         linear: nn.Linear,
         parts: Mapping[str, torch.Tensor],
-        names: Mapping[str, str],
+        saved_as: Mapping[str, str],
         texts: Mapping[str, torch.Tensor],
     ) -> None:
         nn.Module.__init__(self)
@@ -31,7 +31,7 @@ class PartedLinear(nn.Linear):
         for name, part in parts.items():
             self.register_parameter(name, nn.Parameter(part, requires_grad=False))
         self.register_parameter("bias", linear.bias)
-        self.names = dict(names)
+        self.saved_as = dict(saved_as)
         self.texts = dict(texts)
         self.train(linear.training)
 
@@ -39,14 +39,14 @@ class PartedLinear(nn.Linear):
         own: dict[str, Any] = {}
         super()._save_to_state_dict(own, "", keep_vars)
         for name, value in own.items():
-            if name == "bias" or name in self.names:
-                destination[prefix + self.names.get(name, name)] = value
+            if name == "bias" or name in self.saved_as:
+                destination[prefix + self.saved_as.get(name, name)] = value
         destination.update({prefix + name: text for name, text in self.texts.items()})
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         errors: list[str] = rest[-1]
-        own = {prefix + name: value for name, value in self.named_parameters() if name not in self.names}
-        saved = {stored: name for name, stored in self.names.items()}
+        own = {prefix + name: value for name, value in self.named_parameters() if name not in self.saved_as}
+        saved = {stored: name for name, stored in self.saved_as.items()}
         for name, value in state_dict.items():
             short = name.removeprefix(prefix)
             if name.startswith(prefix) and short not in self.texts:

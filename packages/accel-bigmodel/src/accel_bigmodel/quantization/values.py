@@ -111,7 +111,7 @@ def fit(model: nn.Module, selection: Selection, quantizer: Quantizer, values: Va
         mismatched=wrong,
         left_on_meta=tuple(missing),
     )
-    refuse(report, values.where, strict=False, partial=False, hint="take the weights of this model")
+    refuse(report, values.where, strict=False, partial=None)
 
 
 def unsaved_on_meta(model: nn.Module) -> list[str]:

@@ -45,7 +45,7 @@ class Quantizer(Protocol):
         """Return a layer that computes with ``parts``, and has the bias of ``linear``.
 
         ``state_dict`` of it has the parts. ``movable``: they are parameters of the layer, each for itself,
-        that may be exchanged between calls, and ``names`` of the layer is a dict of what each is saved as;
+        that may be exchanged between calls, and ``saved_as`` of the layer is a dict of what each is saved as;
         else the layer is as the library itself makes it.
         """
         ...

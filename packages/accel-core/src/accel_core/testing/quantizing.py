@@ -66,7 +66,7 @@ class RowLinear(nn.Linear):
         self.weight = nn.Parameter(parts["weight"], requires_grad=False)
         self.scale = nn.Parameter(parts["weight.scale"], requires_grad=False)
         self.register_parameter("bias", linear.bias)
-        self.names = {"weight": "weight", "scale": "weight.scale"}
+        self.saved_as = {"weight": "weight", "scale": "weight.scale"}
         self.train(linear.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

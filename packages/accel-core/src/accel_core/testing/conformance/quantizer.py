@@ -126,12 +126,12 @@ class QuantizerConformance(Conformance):
             quantizer.stored(linear, lost, "a place")
 
     def test_moved_parts_are_exchanged_between_calls(self, quantizer: Quantizer, linear: nn.Linear) -> None:
-        """Parameters of a movable layer can be replaced by others; ``names`` says what each is saved as."""
+        """Parameters of a movable layer can be replaced; ``saved_as`` says what each is saved as."""
         first = quantizer.layer(linear, quantizer.quantize(linear.weight.detach()), movable=True)
         second = quantizer.layer(linear, quantizer.quantize(-linear.weight.detach()), movable=True)
         x = torch.randn(2, 256, device=self.device, dtype=self.dtype)
         own = {name for name, _ in first.named_parameters(recurse=False)} - {"bias"}
-        assert set(first.__dict__["names"]) <= own
+        assert set(first.__dict__["saved_as"]) <= own
         with torch.no_grad():
             wanted = second(x)
             for name in own:
