@@ -62,8 +62,9 @@ class ModelAPI:
         ``torch.save`` writes ``pytorch_model.bin`` or shards of it. With ``save_on_each_node`` of
         ProjectConfiguration, the first process of each machine writes.
 
-        What is offloaded is written from where it lies. A tensor with several names is stored once, and tied again when it is loaded. The old files stay
-        until the new ones are on the disk, and those of other names go then.
+        What is offloaded is written from where it lies. A tensor with several names is stored once, and tied
+        again when it is loaded. The old files stay until the new ones are on the disk, and those of other
+        names go then.
 
         Raises ConfigError for a size that is none, CheckpointError on every process when one cannot write.
         """
