@@ -473,6 +473,42 @@ def test_restored_blocks_are_on_the_device(standin):  # noqa: F811
     assert standin.run(1, run) == [True]
 
 
+def test_dispatched_models_use_lanes(standin):  # noqa: F811
+    def run():
+        from accel_bigmodel import dispatch_model
+
+        torch.manual_seed(0)
+
+        def build():
+            model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(5)), nn.LayerNorm(WIDTH))
+            # A module that is called twice.
+            return model.insert(2, model[-1]).eval()
+
+        plain = build()
+        state = {name: value.detach().clone() for name, value in plain.state_dict().items()}
+        with torch.device("meta"):
+            model = build()
+        plain.to("standin:1")
+        dispatch_model(model, {"": "cpu"}, main_device="standin:0", state_dict=state)
+        x = torch.randn(2, WIDTH)
+        expected = plain(x.to("standin:1")).cpu()
+        torch.standin.set_delay(0.001)
+
+        def loops():
+            return [torch.equal(model(x), expected) for _ in range(4)]
+
+        with torch.inference_mode():
+            equal, found = traced(loops)
+        lane = model[0]._hf_hook.lane
+        return equal, found, lane.late
+
+    equal, found, late = standin.run(1, run)[0]
+    assert equal == [True] * 4
+    assert found == []
+    # Of 28: the first ones, the norm that comes a second time, and the begin of the second pass.
+    assert late <= 4
+
+
 def test_the_thread_ends_when_nothing_is_left_to_move(standin):  # noqa: F811
     def run():
         chain, x = Chain(2), torch.randn(2, WIDTH)
