@@ -57,7 +57,8 @@ def inference_bytes(model: Architecture, run: Run, bits: int) -> int:
     if model.experts > 1:
         wide, narrow = _ROUTED[0] * model.experts, _ROUTED[1]
     network = wide * inner + narrow * hidden
-    attention = 3 * hidden + 3 * model.queries + model.keys + model.values
+    # Beside what comes in: queries in three forms while they are rotated, or with their keys and values.
+    attention = 3 * hidden + 3 * model.queries + max(model.queries, model.keys + model.values)
     # A decoder beside an encoder may add to its scores, which copies them.
     scores = (2 if model.encoder_layers else 1) * model.vocabulary + 4 * hidden
     most = max(network, attention, scores) * bits / 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ def build_headers(wanted: Wanted, library: str) -> ModelHeaders:
     if library not in _BUILDERS:
         raise UnknownNameError("library", library, _BUILDERS, fix="say --library_name transformers or timm")
     model = _BUILDERS[library](wanted)
-    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    tensors, aliases = shapes(dict(named))
+    # What a file would hold. The tensors themselves, so that two names of one are seen.
+    tensors, aliases = shapes(model.state_dict(keep_vars=True))
     source = f"{wanted.name}, built by {library} without its weights"
     return ModelHeaders(tensors, wanted.config, source, library, aliases)
 

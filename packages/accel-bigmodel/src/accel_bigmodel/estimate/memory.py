@@ -165,7 +165,7 @@ def estimate_memory(
         stored[tensor.code] += tensor.bytes
     return MemoryEstimate(
         source=headers.source,
-        parameters=sum(weight.elements for weight in model.weights if weight.fixed is None),
+        parameters=sum(weight.elements for weight in model.trained),
         stored=dict(stored.most_common()),
         largest_layers=model.largest(32)[1],
         loading=tuple(map(model.loading, chosen)),

@@ -18,7 +18,7 @@ _BESIDE = (
 # State that is saved and never trained.
 _STATE = (
     *("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids"),
-    *("inv_freq", "masked_bias", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
+    *("inv_freq", "masked_bias", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "final_logits_bias"),
 )
 
 
