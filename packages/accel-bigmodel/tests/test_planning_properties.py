@@ -117,7 +117,7 @@ def usage(model, found, *, offload_buffers=False):
     return total
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     tree=MODELS,
     ties=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=3),
@@ -160,7 +160,7 @@ def test_no_device_is_given_more_than_it_has(tree, ties, limits, offload_buffers
         assert owners.setdefault(id(tensor), place(found, name)) == place(found, name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(tree=MODELS, limits=LIMITS)
 def test_devices_are_filled_in_the_order_of_the_model(tree, limits):
     model = model_of(tree, [])
@@ -172,7 +172,7 @@ def test_devices_are_filled_in_the_order_of_the_model(tree, limits):
     assert ranks == sorted(ranks)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     tree=MODELS,
     ties=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=2),
@@ -197,7 +197,7 @@ def test_more_memory_never_offloads_more(tree, ties, limits, more, strategy):
     assert after[1] <= before[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(tree=MODELS, limits=st.lists(st.integers(100, 3000), min_size=2, max_size=4))
 def test_balance_never_costs_room_and_lowers_the_fullest(tree, limits):
     model = model_of(tree, [])
@@ -212,7 +212,7 @@ def test_balance_never_costs_room_and_lowers_the_fullest(tree, limits):
     assert other <= one or lacking
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tree=MODELS, limits=st.lists(st.integers(0, 600), min_size=1, max_size=3))
 @example(tree=(nn.Sequential, ["table", "nothing", "norm"]), limits=[100])
 def test_looking_ahead_uses_a_device_that_fits_anything(tree, limits):

@@ -1,0 +1,63 @@
+"""A plan is kept: the devices it was made for are given no more than it says, and hold what it says."""
+
+import pytest
+
+pytest_plugins = ["accel_core.testing.standin.fixture"]
+
+
+def run_planned(offload_buffers):
+    import tempfile
+
+    import torch
+    from torch import nn
+
+    from accel_bigmodel import dispatch_model, plan_device_map
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(64, 256)
+            self.down = nn.Linear(256, 64)
+            self.register_buffer("scale", torch.rand(64))
+
+        def forward(self, hidden):
+            return hidden + self.down(torch.relu(self.up(hidden))) * self.scale
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(12))).eval()
+    example = torch.randn(2, 8, 64)
+    with torch.no_grad():
+        expected = model(example)
+    block = sum(parameter.nbytes for parameter in model[0].parameters())
+    limits = {0: 4 * block, 1: 3 * block, "cpu": 4 * block}
+    asked = {"max_memory": limits, "no_split_module_classes": ["Block"], "offload_buffers": offload_buffers}
+    plan = plan_device_map(model, "sequential", **asked, batch_size=2, sequence_length=8)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        dispatch_model(model, plan.device_map, offload_dir=folder, offload_buffers=offload_buffers)
+        held = [torch.standin.memory_allocated(number) for number in (0, 1)]
+        # From here on the devices have what the plan was told, and not a byte more.
+        for number in (0, 1):
+            torch.standin.set_limit(limits[number], number)
+        results = [model(example.to("standin:0")).cpu() for _ in range(3)]
+    equal = [torch.equal(result, expected) for result in results]
+    peaks = [torch.standin.max_memory_allocated(number) for number in (0, 1)]
+    return plan, held, equal, peaks, limits
+
+
+@pytest.mark.parametrize("offload_buffers", [False, True])
+def test_devices_with_no_byte_more_than_planned(standin, offload_buffers):
+    ((plan, held, equal, peaks, limits),) = standin.run(1, run_planned, offload_buffers)
+    assert set(plan.device_map.values()) == {0, 1, "cpu", "disk"}
+    assert equal == [True] * 3
+    first, second = plan.shares[:2]
+    assert (first.device, second.device) == (0, 1)
+    buffers = (
+        0
+        if offload_buffers
+        else 64 * 4 * sum(device in ("cpu", "disk") for device in plan.device_map.values())
+    )
+    # What lies there for good: weights, and the buffers of offloaded blocks. Allocations are rounded up.
+    assert first.weights + buffers <= held[0] <= (first.weights + buffers) * 1.05
+    assert second.weights <= held[1] <= second.weights * 1.05
+    assert peaks[0] <= limits[0]
+    assert peaks[1] <= limits[1]
