@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from accel_bigmodel.commands.estimate_memory import EstimateMemory
 from accel_bigmodel.estimate.headers import read_headers
-from accel_bigmodel.estimate.memory import Wishes, estimate_memory
+from accel_bigmodel.estimate.memory import EstimateOptions, estimate_memory
 from accel_core.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers")
@@ -154,8 +154,8 @@ SHAPES = [(2, 128), (1, 320)]
 
 def predicted(model, tmp_path, kind, dtype, batch, length, **more):
     model.save_pretrained(tmp_path)
-    wishes = Wishes(batch_size=batch, sequence_length=length, **more)
-    (row,) = getattr(estimate_memory(read_headers(tmp_path), [dtype], wishes), kind)
+    options = EstimateOptions(batch_size=batch, sequence_length=length, **more)
+    (row,) = getattr(estimate_memory(read_headers(tmp_path), [dtype], options), kind)
     return row
 
 

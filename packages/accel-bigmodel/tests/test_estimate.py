@@ -11,7 +11,7 @@ from torch import nn
 
 from accel_bigmodel.estimate.bits import WANTED
 from accel_bigmodel.estimate.blocks import layers
-from accel_bigmodel.estimate.memory import Wishes, estimate_memory
+from accel_bigmodel.estimate.memory import EstimateOptions, estimate_memory
 from accel_bigmodel.estimate.optimizers import STATES, state_bytes
 from accel_bigmodel.estimate.packed import weights
 from accel_bigmodel.estimate.pickled import shapes
@@ -123,14 +123,14 @@ def test_the_figures_of_the_documents():
 
 def test_integers_keep_their_type_and_are_not_trained():
     found = headers({"a": ("F32", (10,)), "ids": ("I64", (5,)), "mask": ("BOOL", (3,))})
-    estimate = estimate_memory(found, ["int4"], Wishes(optimizer="sgd"))
+    estimate = estimate_memory(found, ["int4"], EstimateOptions(optimizer="sgd"))
     assert estimate.loading[0].total == 5 + 40 + 3
     assert estimate.parameters == 10
     assert estimate.stored == {"F32": 40, "I64": 40, "BOOL": 3}
 
 
 def test_statistics_of_a_batch_norm_have_no_gradient():
-    (row,) = estimate_memory(of(nn.BatchNorm1d(10)), ["float32"], Wishes(optimizer="adam")).training
+    (row,) = estimate_memory(of(nn.BatchNorm1d(10)), ["float32"], EstimateOptions(optimizer="adam")).training
     assert (row.weights, row.gradients, row.optimizer) == (168, 80, 160)
 
 
@@ -253,8 +253,8 @@ def llama(**more):
     return dataclasses.replace(found, config=LLAMA | more)
 
 
-def one(kind, wishes, dtype="bfloat16", model=None):
-    (found,) = getattr(estimate_memory(model or llama(), [dtype], Wishes(**wishes)), kind)
+def one(kind, options, dtype="bfloat16", model=None):
+    (found,) = getattr(estimate_memory(model or llama(), [dtype], EstimateOptions(**options)), kind)
     return found
 
 
@@ -281,9 +281,9 @@ def test_the_cache_is_keys_and_values_of_every_layer_and_token():
     ids=str,
 )
 def test_what_a_configuration_says_about_the_cache(more, share):
-    wishes = {"sequence_length": 100}
-    full = one("inference", wishes).cache
-    assert one("inference", wishes, model=llama(**more)).cache == full * share
+    options = {"sequence_length": 100}
+    full = one("inference", options).cache
+    assert one("inference", options, model=llama(**more)).cache == full * share
 
 
 def test_encoders_cache_nothing():
@@ -329,17 +329,17 @@ def test_a_master_copy_is_beside_narrow_weights_only():
 
 
 def test_types_that_cannot_be_trained_have_no_row():
-    rows = estimate_memory(llama(), None, Wishes(optimizer="adam")).training
+    rows = estimate_memory(llama(), None, EstimateOptions(optimizer="adam")).training
     assert [row.dtype for row in rows] == ["float32", "float16", "bfloat16"]
 
 
-def test_without_wishes_there_is_the_table_alone():
+def test_without_options_there_is_the_table_alone():
     estimate = estimate_memory(llama())
     assert (estimate.inference, estimate.training) == ((), ())
 
 
 @pytest.mark.parametrize(
-    ("wishes", "text"),
+    ("options", "text"),
     [
         ({"batch_size": 0, "sequence_length": 4}, "batch_size=0: must be at least 1"),
         ({"batch_size": 2}, "sequence_length=None: is needed"),
@@ -350,14 +350,14 @@ def test_without_wishes_there_is_the_table_alone():
     ],
     ids=str,
 )
-def test_wishes_that_cannot_be(wishes, text):
+def test_options_that_cannot_be(options, text):
     with pytest.raises(ConfigError, match=text):
-        Wishes(**wishes)
+        EstimateOptions(**options)
 
 
 def test_a_configuration_that_does_not_say_enough():
     with pytest.raises(ConfigError) as caught:
-        estimate_memory(stack(BLOCK), None, Wishes(sequence_length=8))
+        estimate_memory(stack(BLOCK), None, EstimateOptions(sequence_length=8))
     assert {fault.value for fault in caught.value.faults} == {
         "hidden_size",
         "num_hidden_layers",
@@ -366,19 +366,19 @@ def test_a_configuration_that_does_not_say_enough():
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "wishes", "text"),
+    ("dtypes", "options", "text"),
     [
         (["float33"], {}, "Did you mean 'float32'"),
         (None, {"optimizer": "adamm"}, "Did you mean 'adam'"),
     ],
 )
-def test_unknown_names(dtypes, wishes, text):
+def test_unknown_names(dtypes, options, text):
     with pytest.raises(UnknownNameError, match=text):
-        estimate_memory(llama(), dtypes, Wishes(**wishes))
+        estimate_memory(llama(), dtypes, EstimateOptions(**options))
 
 
 def test_a_sequence_beyond_the_limit_is_said():
-    notes = estimate_memory(llama(), None, Wishes(sequence_length=1000)).notes
+    notes = estimate_memory(llama(), None, EstimateOptions(sequence_length=1000)).notes
     assert "512" in " ".join(notes)
 
 

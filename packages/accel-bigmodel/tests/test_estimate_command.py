@@ -134,7 +134,7 @@ def test_dashes_are_underscores(accel, folder):
     assert accel(folder, "--batch-size", 2, "--sequence-length", 8)[0] == 0
 
 
-def test_wrong_wishes_are_told_before_anything_is_read(accel):
+def test_wrong_options_are_told_before_anything_is_read(accel):
     with pytest.raises(ConfigError, match="sequence_length"):
         accel("no-such-model", "--batch_size", 2)
 

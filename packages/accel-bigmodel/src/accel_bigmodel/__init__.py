@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from .dispatch import disk_offload as disk_offload
     from .dispatch import dispatch_model as dispatch_model
     from .dtypes import CustomDtype as CustomDtype
+    from .estimate.headers import read_headers as read_headers
+    from .estimate.memory import EstimateOptions as EstimateOptions
+    from .estimate.memory import MemoryEstimate as MemoryEstimate
+    from .estimate.memory import estimate_memory as estimate_memory
+    from .estimate.shapes import ModelHeaders as ModelHeaders
     from .hooks.align import AlignDevicesHook as AlignDevicesHook
     from .hooks.attach import attach_align_device_hook as attach_align_device_hook
     from .hooks.attach import attach_align_device_hook_on_blocks as attach_align_device_hook_on_blocks
@@ -77,8 +82,11 @@ _NAMES = {
     "CpuOffload": ".hooks.whole",
     "CustomDtype": ".dtypes",
     "DevicePlan": ".planning.plan",
+    "EstimateOptions": ".estimate.memory",
     "Lane": ".offload.lane",
     "LayerwiseCastingHook": ".hooks.casting",
+    "MemoryEstimate": ".estimate.memory",
+    "ModelHeaders": ".estimate.shapes",
     "ModelHook": ".hooks.base",
     "OffloadedBlock": ".offload.block",
     "OffloadedWeightsLoader": ".offload.loader",
@@ -103,6 +111,7 @@ _NAMES = {
     "cpu_offload_with_hook": ".dispatch",
     "disk_offload": ".dispatch",
     "dispatch_model": ".dispatch",
+    "estimate_memory": ".estimate.memory",
     "extract_submodules_state_dict": ".tensors",
     "find_tied_parameters": ".sizes",
     "get_balanced_memory": ".planning.memory",
@@ -125,6 +134,7 @@ _NAMES = {
     "offloaded_state": ".offload.state",
     "open_weights": ".weights.reader",
     "plan_device_map": ".planning.planner",
+    "read_headers": ".estimate.headers",
     "remove_hook_from_module": ".hooks.forward",
     "remove_hook_from_submodules": ".hooks.forward",
     "resolve_device_map": ".planning.resolve",

@@ -83,7 +83,10 @@ def _timm(wanted: Wanted) -> nn.Module:
     name, classes = wanted.config.get("architecture"), wanted.config.get("num_classes")
     if not isinstance(name, str):
         raise CheckpointError(f"The configuration of {wanted.name} names no architecture of timm")
-    keywords = {"num_classes": classes} if isinstance(classes, int) else {}
+    more = wanted.config.get("model_args")
+    keywords: dict[str, Any] = dict(more) if isinstance(more, Mapping) else {}
+    if isinstance(classes, int):
+        keywords["num_classes"] = classes
     with _building("timm", wanted.name), init_empty_weights():
         model: nn.Module = timm.create_model(name, pretrained=False, **keywords)
     return model

@@ -68,7 +68,7 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class EstimateOptions:
     """What is asked beside the size of the weights; everything is optional."""
 
     optimizer: str | None = None
@@ -121,7 +121,7 @@ class Wishes:
     @property
     def detailed(self) -> bool:
         """Tell whether training is shown in its parts."""
-        return self != Wishes()
+        return self != EstimateOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,14 +135,14 @@ class MemoryEstimate:
     loading: tuple[Loading, ...]
     inference: tuple[Inference, ...]
     training: tuple[Training, ...]
-    wishes: Wishes
+    options: EstimateOptions
     notes: tuple[str, ...]
 
 
 def estimate_memory(
     headers: ModelHeaders,
     dtypes: Sequence[str] | None = None,
-    wishes: Wishes | None = None,
+    options: EstimateOptions | None = None,
     *,
     library_name: str | None = None,
 ) -> MemoryEstimate:
@@ -151,15 +151,15 @@ def estimate_memory(
     ``library_name``: the library that has the model's class, where the repository does not say; models of
     timm are cut into single modules, others into blocks.
 
-    Raises UnknownNameError for a dtype or an optimizer, ConfigError for wishes that a configuration does not
+    Raises UnknownNameError for a dtype or an optimizer, ConfigError for options that a configuration does not
     have the numbers for.
     """
-    wishes = wishes or Wishes()
+    options = options or EstimateOptions()
     chosen = list(dict.fromkeys(dtypes or WANTED))
     for dtype in chosen:
         if dtype not in WANTED:
             raise UnknownNameError("dtype", dtype, WANTED)
-    model = _Model(headers, wishes, library_name)
+    model = _Model(headers, options, library_name)
     stored: Counter[str] = Counter()
     for tensor in headers.tensors.values():
         stored[tensor.code] += tensor.bytes
@@ -170,21 +170,21 @@ def estimate_memory(
         largest_layers=model.largest(32)[1],
         loading=tuple(map(model.loading, chosen)),
         inference=tuple(map(model.inference, chosen)) if model.run else (),
-        training=tuple(map(model.training, filter(model.trains, chosen))) if wishes.detailed else (),
-        wishes=wishes,
+        training=tuple(map(model.training, filter(model.trains, chosen))) if options.detailed else (),
+        options=options,
         notes=(*headers.notes, *model.notes()),
     )
 
 
 class _Model:
-    def __init__(self, headers: ModelHeaders, wishes: Wishes, library: str | None) -> None:
+    def __init__(self, headers: ModelHeaders, options: EstimateOptions, library: str | None) -> None:
         named = weights(headers)
         self.headers = headers
         self.weights = list(named.values())
         self.trained = [weight for weight in self.weights if weight.trained]
-        self.wishes = wishes
-        self.run = wishes.run
-        self.optimizer = wishes.optimizer or "adam"
+        self.options = options
+        self.run = options.run
+        self.optimizer = options.optimizer or "adam"
         if self.optimizer not in STATES:
             raise UnknownNameError("optimizer", self.optimizer, STATES)
         # Its classes do not say what must stay together, and its repositories have "architecture".
@@ -228,15 +228,15 @@ class _Model:
 
     def trains(self, dtype: str) -> bool:
         """Tell whether weights of this type can be trained: narrow ones only beside their master copy."""
-        return WANTED[dtype] >= 16 or (dtype == "fp8" and self.wishes.master_weights)
+        return WANTED[dtype] >= 16 or (dtype == "fp8" and self.options.master_weights)
 
     def training(self, dtype: str) -> Training:
         bits = WANTED[dtype]
         computed = max(bits, 16)
-        master = self.wishes.master_weights and bits < 32
+        master = self.options.master_weights and bits < 32
         activations = 0
         if self.run is not None and self.shape is not None:
-            checkpointing = self.wishes.gradient_checkpointing
+            checkpointing = self.options.gradient_checkpointing
             activations = training_bytes(self.shape, self.run, computed, checkpointing=checkpointing)
         return Training(
             dtype,
@@ -250,11 +250,11 @@ class _Model:
         )
 
     def _cut(self, count: int, stage: int) -> int:
-        return -(-count // self.wishes.shards) if self.wishes.stage >= stage else count
+        return -(-count // self.options.shards) if self.options.stage >= stage else count
 
     def _gathered(self, bits: int, most: int) -> int:
         """Return the bytes of whole layers that are there beside the shards."""
-        if self.wishes.stage < 3 or self.wishes.shards == 1:
+        if self.options.stage < 3 or self.options.shards == 1:
             return 0
         return min(most * self.largest(bits)[0], _bytes(self.weights, bits))
 
@@ -282,4 +282,4 @@ def _library(headers: ModelHeaders) -> str:
     return "timm" if "architecture" in config and "architectures" not in config else ""
 
 
-__all__ = ["Inference", "Loading", "MemoryEstimate", "Training", "Wishes", "estimate_memory"]
+__all__ = ["EstimateOptions", "Inference", "Loading", "MemoryEstimate", "Training", "estimate_memory"]

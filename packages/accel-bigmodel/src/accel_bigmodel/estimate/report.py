@@ -10,14 +10,14 @@ from accel_core.errors import NotInstalledError
 
 from . import show
 from .headers import read_headers
-from .memory import Wishes, estimate_memory
+from .memory import EstimateOptions, estimate_memory
 from .shapes import ModelHeaders, NoHeadersError
 
 
 def report(arguments: Namespace) -> int:
     """Print the estimate that ``arguments`` ask for; return the exit code."""
-    # Wrong wishes are told before anything is read.
-    wishes = Wishes(
+    # Wrong options are told before anything is read.
+    options = EstimateOptions(
         optimizer=arguments.optimizer,
         batch_size=arguments.batch_size,
         sequence_length=arguments.sequence_length,
@@ -30,7 +30,7 @@ def report(arguments: Namespace) -> int:
     if arguments.trust_remote_code:
         _say(f"WARNING: --trust_remote_code lets code of {arguments.model_name} run on this machine")
     headers = _headers(arguments)
-    estimate = estimate_memory(headers, arguments.dtypes, wishes, library_name=arguments.library_name)
+    estimate = estimate_memory(headers, arguments.dtypes, options, library_name=arguments.library_name)
     if arguments.json:
         print(json.dumps(show.facts(arguments.model_name, estimate), indent=2))
     else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .memory import MemoryEstimate, Wishes
+from .memory import EstimateOptions, MemoryEstimate
 
 _MOST_NAMES = 3
 _TITLES = {
@@ -39,8 +39,8 @@ def size(count: int) -> str:
 
 def lines(name: str, estimate: MemoryEstimate, room: int) -> list[str]:
     """Return the report on the model ``name``, for a terminal of ``room`` columns."""
-    wishes = estimate.wishes
-    optimizer = _TITLES[wishes.optimizer or "adam"]
+    options = estimate.options
+    optimizer = _TITLES[options.optimizer or "adam"]
     found = [f"Memory Usage for loading `{plain(name)}`:", ""]
     found += table(
         ("dtype", "Largest Layer", "Total Size", f"Training using {optimizer}"),
@@ -56,7 +56,7 @@ def lines(name: str, estimate: MemoryEstimate, room: int) -> list[str]:
         room,
     )
     if estimate.inference:
-        found += ["", f"Inference{_batch(wishes)}{_devices(wishes, 3)}:", ""]
+        found += ["", f"Inference{_batch(options)}{_devices(options, 3)}:", ""]
         found += table(
             ("dtype", "Weights", "KV Cache", "Activations", "Peak"),
             [
@@ -69,7 +69,7 @@ def lines(name: str, estimate: MemoryEstimate, room: int) -> list[str]:
             room,
         )
     if estimate.training:
-        found += ["", f"Training using {optimizer}{_batch(wishes)}{_devices(wishes, wishes.stage)}:", ""]
+        found += ["", f"Training using {optimizer}{_batch(options)}{_devices(options, options.stage)}:", ""]
         found += table(
             ("dtype", "Weights", "Gradients", "Optimizer", "Activations", "Peak"),
             [
@@ -78,7 +78,7 @@ def lines(name: str, estimate: MemoryEstimate, room: int) -> list[str]:
                     size(each.weights + each.gathered),
                     size(each.gradients),
                     size(each.master + each.optimizer),
-                    size(each.activations) if wishes.run is not None else "not asked",
+                    size(each.activations) if options.run is not None else "not asked",
                     size(each.peak),
                 )
                 for each in estimate.training
@@ -88,21 +88,21 @@ def lines(name: str, estimate: MemoryEstimate, room: int) -> list[str]:
     return [*found, "", *(line for note in _notes(estimate) for line in wrapped(plain(note), room))]
 
 
-def _batch(wishes: Wishes) -> str:
-    run = wishes.run
+def _batch(options: EstimateOptions) -> str:
+    run = options.run
     if run is None:
         return ""
     return f", {run.batch:,} x {run.length:,} tokens"
 
 
-def _devices(wishes: Wishes, stage: int) -> str:
-    if wishes.shards == 1 or stage == 0 or wishes.stage < stage:
+def _devices(options: EstimateOptions, stage: int) -> str:
+    if options.shards == 1 or stage == 0 or options.stage < stage:
         return ""
-    return f", on each of {wishes.shards:,} devices"
+    return f", on each of {options.shards:,} devices"
 
 
 def _notes(estimate: MemoryEstimate) -> list[str]:
-    wishes = estimate.wishes
+    options = estimate.options
     stored = " + ".join(f"{size(count)} {code}" for code, count in estimate.stored.items())
     names = list(estimate.largest_layers)
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
@@ -112,19 +112,21 @@ def _notes(estimate: MemoryEstimate) -> list[str]:
         f"Largest layer: {first}{more}.",
         f"Source: {estimate.source}.",
     ]
-    if wishes.stage and wishes.shards > 1:
-        text = f"Sharded over {wishes.shards:,}: {_SHARDED[wishes.stage]}"
-        found.append(f"{text}; whole layers while they compute." if wishes.stage == 3 else f"{text}.")
-    if estimate.training and wishes.master_weights:
+    if options.stage and options.shards > 1:
+        text = f"Sharded over {options.shards:,}: {_SHARDED[options.stage]}"
+        found.append(f"{text}; whole layers while they compute." if options.stage == 3 else f"{text}.")
+    if estimate.training and options.master_weights:
         found.append("Optimizer: master weights and states in float32, for narrower weights.")
-    if estimate.training and wishes.gradient_checkpointing:
+    if estimate.training and options.gradient_checkpointing:
         found.append("Activations of training: with gradient checkpointing.")
+    if any(each.training is None for each in estimate.loading):
+        found.append("N/A: weights of these types have no gradients.")
     return [*found, *estimate.notes]
 
 
 def facts(name: str, estimate: MemoryEstimate) -> dict[str, Any]:
     """Return everything in the estimate, in bytes."""
-    wishes = estimate.wishes
+    options = estimate.options
     return {
         "model": name,
         "source": estimate.source,
@@ -134,7 +136,7 @@ def facts(name: str, estimate: MemoryEstimate) -> dict[str, Any]:
         "loading": [asdict(each) for each in estimate.loading],
         "inference": [asdict(each) | {"peak": each.peak} for each in estimate.inference],
         "training": [asdict(each) | {"peak": each.peak} for each in estimate.training],
-        "options": asdict(wishes) | {"zero_stage": wishes.stage, "optimizer": wishes.optimizer or "adam"},
+        "options": asdict(options) | {"zero_stage": options.stage, "optimizer": options.optimizer or "adam"},
         "notes": list(estimate.notes),
     }
 
