@@ -100,17 +100,24 @@ def test_devices_that_are_not_the_host(standin):
         plan = plan_device_map(model, "sequential")
         held_bytes = held.nbytes
         del held
+        for number in (0, 1):
+            torch.standin.set_limit(1 << 26, number)
         return found, named, wrong, device_map, plan.as_dict(), held_bytes
 
     ((found, named, wrong, device_map, plan, held),) = standin.run(1, body)
-    assert found[0] <= 10_000 - held
-    assert (found[1], list(found)) == (3_000, [0, 1, "cpu"])
+    # Other tests may have left something on them.
+    assert 5_000 < found[0] <= 10_000 - held
+    assert 2_000 < found[1] <= 3_000
+    assert list(found) == [0, 1, "cpu"]
     assert list(named.items()) == [(0, 7), (1, 2000), ("cpu", 5)]
     assert wrong is not None
     counts = {device: list(device_map.values()).count(device) for device in (0, 1, "cpu")}
     assert counts[0] == (found[0] - 400) // 400
-    assert counts[1] == 7
-    assert counts["cpu"] == 30 - counts[0] - 7
+    assert counts[1] == found[1] // 400
+    assert counts["cpu"] == 30 - counts[0] - counts[1]
     # Measured memory is not used to the brim.
-    assert [share["limit"] for share in plan["devices"][:2]] == [found[0] - found[0] // 10, 2_700]
+    assert [share["limit"] for share in plan["devices"][:2]] == [
+        found[0] - found[0] // 10,
+        found[1] - found[1] // 10,
+    ]
     assert any("tenth" in note for note in plan["notes"])

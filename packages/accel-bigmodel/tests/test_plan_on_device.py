@@ -32,15 +32,22 @@ def run_planned(offload_buffers):
     limits = {0: 4 * block, 1: 3 * block, "cpu": 4 * block}
     asked = {"max_memory": limits, "no_split_module_classes": ["Block"], "offload_buffers": offload_buffers}
     plan = plan_device_map(model, "sequential", **asked, batch_size=2, sequence_length=8)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        dispatch_model(model, plan.device_map, offload_dir=folder, offload_buffers=offload_buffers)
-        held = [torch.standin.memory_allocated(number) for number in (0, 1)]
-        # From here on the devices have what the plan was told, and not a byte more.
+    # Other tests may have left something in this process.
+    before = [torch.standin.memory_allocated(number) for number in (0, 1)]
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            dispatch_model(model, plan.device_map, offload_dir=folder, offload_buffers=offload_buffers)
+            held = [torch.standin.memory_allocated(number) - before[number] for number in (0, 1)]
+            # From here on the devices have what the plan was told, and not a byte more.
+            for number in (0, 1):
+                torch.standin.reset_peak_memory_stats(number)
+                torch.standin.set_limit(limits[number] + before[number], number)
+            results = [model(example.to("standin:0")).cpu() for _ in range(3)]
+            equal = [torch.equal(result, expected) for result in results]
+            peaks = [torch.standin.max_memory_allocated(number) - before[number] for number in (0, 1)]
+    finally:
         for number in (0, 1):
-            torch.standin.set_limit(limits[number], number)
-        results = [model(example.to("standin:0")).cpu() for _ in range(3)]
-    equal = [torch.equal(result, expected) for result in results]
-    peaks = [torch.standin.max_memory_allocated(number) for number in (0, 1)]
+            torch.standin.set_limit(1 << 26, number)
     return plan, held, equal, peaks, limits
 
 
