@@ -15,10 +15,10 @@ from accel_bigmodel import (
     load_checkpoint_and_dispatch,
     load_checkpoint_in_model,
     load_state_dict,
-    open_weights,
 )
+from accel_bigmodel.loading.naming import opened
 from accel_bigmodel.loading.placing import plan
-from accel_core.errors import CheckpointError, ConfigError, UnknownNameError
+from accel_core.errors import CheckpointError, ConfigError, StateError, UnknownNameError
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -403,6 +403,73 @@ def test_what_modules_keep_beside_tensors(tmp_path):
     assert load_checkpoint_in_model(Counting(2, 2), tmp_path).missing == ("_extra_state",)
 
 
+@pytest.mark.parametrize("where", [None, {"": "cpu"}, {"": "disk"}])
+def test_modules_rename_what_older_versions_saved(tmp_path, where):
+    from torch.nn.utils.parametrizations import weight_norm
+
+    def build():
+        return nn.Sequential(weight_norm(nn.Linear(3, 2)), nn.Linear(2, 2))
+
+    real = build()
+    state = {name: value.detach().clone() for name, value in real.state_dict().items()}
+    old = {"original0": "weight_g", "original1": "weight_v"}
+    for new, name in old.items():
+        state[f"0.{name}"] = state.pop(f"0.parametrizations.weight.{new}")
+    safetensors.save_file(state, tmp_path / "model.safetensors")
+    model = build()
+    model = load_checkpoint_and_dispatch(model, tmp_path, where, strict=True)
+    inputs = torch.rand(2, 3)
+    assert torch.equal(model(inputs), real(inputs))
+
+
+class Listing(nn.Module):
+    """Parameters in containers that nobody calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.several = nn.ParameterList([torch.rand(3, 3), torch.rand(3)])
+        self.named = nn.ParameterDict({"scale": torch.rand(3)})
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, inputs):
+        return self.layer(inputs @ self.several[0] + self.several[1]) * self.named["scale"]
+
+
+@pytest.mark.parametrize(
+    "places", [{"": "disk"}, {"0": "disk", "1": "cpu"}, {"0.several": "disk", "1": "cpu"}]
+)
+def test_parameters_in_containers(tmp_path, places):
+    real = nn.Sequential(Listing(), Listing())
+    safetensors.save_file(
+        {k: v.clone() for k, v in real.state_dict().items()}, tmp_path / "model.safetensors"
+    )
+    with init_empty_weights():
+        model = nn.Sequential(Listing(), Listing())
+    if "0.several" in places:
+        places |= {"0.named": "disk", "0.layer": "disk"}
+    model = load_checkpoint_and_dispatch(model, tmp_path, places)
+    inputs = torch.rand(2, 3)
+    assert torch.equal(model(inputs), real(inputs))
+    assert model[0].layer.weight.is_meta
+
+
+def test_modules_may_make_something_new_of_what_was_saved(tmp_path):
+    class Fused(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 4, bias=False)
+            self._register_load_state_dict_pre_hook(self._fuse)
+
+        def _fuse(self, state, prefix, *_):
+            if f"{prefix}q" in state:
+                state[f"{prefix}weight"] = torch.cat([state.pop(f"{prefix}q"), state.pop(f"{prefix}k")])
+
+    safetensors.save_file({"q": torch.ones(2, 2), "k": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with init_empty_weights():
+        model = Fused()
+    assert load_checkpoint_in_model(model, tmp_path, strict=True).ok
+    assert model.weight.tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+
+
 # -- arguments -----------------------------------------------------------------------------------
 
 
@@ -412,6 +479,24 @@ def test_maps_that_are_wrong(tmp_path):
         load_checkpoint_in_model(skeleton(), folder, {"embed": "cpu", "head": "cpu", "blocks": "cpu"})
     with pytest.raises(UnknownNameError, match="blocks"):
         load_checkpoint_in_model(skeleton(), folder, {"": "cpu", "block": "cpu"})
+
+
+def test_a_name_of_the_hub_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"snapshot_download\('org/model-7b'\)"):
+        load_checkpoint_in_model(skeleton(), "org/model-7b")
+    (tmp_path / "org" / "model-7b").mkdir(parents=True)
+    saved(tmp_path / "org" / "model-7b")
+    assert load_checkpoint_in_model(skeleton(), "org/model-7b").ok
+
+
+def test_a_model_whose_weights_are_elsewhere_is_not_loaded_into(tmp_path):
+    folder = saved(tmp_path)
+    model = load_checkpoint_and_dispatch(skeleton(), folder, {"": "disk"})
+    for load in (load_checkpoint_in_model, load_checkpoint_and_dispatch):
+        with pytest.raises(StateError, match="offloaded already, with 'scale' for one"):
+            load(model, folder)
+    assert torch.equal(model(IDS), trained()(IDS))
 
 
 def test_tensors_of_one_file_where_they_are_wanted(tmp_path):
@@ -481,7 +566,7 @@ def test_nothing_of_a_plan_is_in_the_model_before_everything_is_read(tmp_path):
     folder = saved(tmp_path, shards=3)
     file = sorted(folder.glob("*.safetensors"))[1]
     model = skeleton()
-    weights = open_weights(folder)
+    weights = opened(folder, model)
     file.write_bytes(file.read_bytes()[:-8])
     before = snapshot(model)
     from accel_bigmodel.loading.audit import Rules, audit

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from accel_core.errors import CheckpointError
 
@@ -83,6 +84,8 @@ class Wiring:
         self._names = {name: group for group in ties for name in group}
         self.tied = TiedTensors(ties)
         self.units: list[Unit] = []
+        # Containers that are never called: no hook could bring their tensors, so these stay.
+        self.loose: list[Unit] = []
         self._plan(model, "", set(), None)
         if len({unit.device for unit in self.units}) == 1:
             # Inputs are where they belong from the start, and stay there.
@@ -109,6 +112,9 @@ class Wiring:
             unit.returns = is_root or (around is not None and around.device != unit.device)
             self.units.append(unit)
             around = unit if own else None
+        elif own:
+            unit.here, unit.away = unit.here + unit.away, []
+            self.loose.append(unit)
         if whole:
             seen.update(id(each) for each in module.modules())
             return
@@ -148,7 +154,7 @@ class Wiring:
         """Return the offloaded weights, and with them what they lack and the model has."""
         own: dict[str, torch.Tensor] = {}
         lost: list[str] = []
-        for unit in self.units:
+        for unit in [*self.units, *self.loose]:
             away = set(unit.away)
             for name in [*unit.away, *unit.here]:
                 full = unit.full(name)
@@ -201,7 +207,7 @@ class Wiring:
         """Move what stays: a tensor that several modules share is one tensor on each device."""
         settled: dict[tuple[int, torch.device], torch.Tensor] = {}
         before: list[torch.Tensor] = []
-        for unit in self.units:
+        for unit in [*self.units, *self.loose]:
             for name in unit.here:
                 owner, key, table = owner_of(unit.module, name)
                 tensor: torch.Tensor = table[key]
@@ -240,7 +246,9 @@ def _own(unit: Unit) -> list[str]:
 
 def _runs(module: nn.Module) -> bool:
     """Tell whether calling ``module`` is how it is used; containers are mostly walked through."""
-    return not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict))
+    return isinstance(module, ParametrizationList) or not isinstance(
+        module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+    )
 
 
 def _ties(model: nn.Module) -> list[list[str]]:

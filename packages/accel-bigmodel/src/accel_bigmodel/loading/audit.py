@@ -15,7 +15,7 @@ from .slots import Slot, extras_of, slots_of
 
 
 class Weights(Protocol):
-    """What is asked of the weights of a checkpoint; `accel_bigmodel.weights.CheckpointWeights` has more."""
+    """What is asked of the weights of a checkpoint."""
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names."""

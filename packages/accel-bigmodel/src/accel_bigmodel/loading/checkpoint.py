@@ -9,18 +9,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from accel_core.errors import CheckpointError, ConfigError, Fault
+from accel_core.errors import CheckpointError, ConfigError, Fault, StateError
 
 from ..dispatch import dispatch
+from ..guard import offloaded_names
 from ..hooks.align import full_device
 from ..offload.folder import INDEX, offload_state_dict, read_index
 from ..offload.loader import OffloadedWeightsLoader
 from ..planning.resolve import main_of, resolve_device_map
 from ..sources import Layered
 from ..tensors import all_tensors, as_dtype
-from ..weights.reader import CheckpointWeights, open_weights
+from ..weights.reader import open_weights
 from .audit import Rules, audit
 from .extras import load_extras
+from .naming import Translated, opened
 from .offloaded import OffloadedWeights, remember
 from .pieces import piece_of
 from .placing import DISK, Place, PlaceOf, Plan, carry_out, plan
@@ -80,9 +82,11 @@ def load_checkpoint_in_model(
 
     Everything is checked from the headers before the first tensor is read. Raises CheckpointError, with
     all names, when tensors would have no data, have another shape or kind of number, are one in the model
-    and differ in the checkpoint; ConfigError and UnknownNameError for the device map.
+    and differ in the checkpoint; ConfigError and UnknownNameError for the device map; StateError for a
+    model that is offloaded already.
     """
     del offload_state_dict, offload_8bit_bnb
+    _in_one_piece(model)
     rules = Rules(None if dtype is None else as_dtype(dtype), tuple(keep_in_fp32_modules or ()))
     place_of = places_for(model, device_map, offload_buffers=offload_buffers)
     if broadcast_from_rank0:
@@ -129,6 +133,7 @@ def load_checkpoint_and_dispatch(
     and `dispatch_model`.
     """
     del offload_state_dict
+    _in_one_piece(model)
     wanted = None if dtype is None else as_dtype(dtype)
     found = resolve_device_map(
         model,
@@ -176,6 +181,17 @@ def load_checkpoint_and_dispatch(
     )
 
 
+def _in_one_piece(model: nn.Module) -> None:
+    """Refuse a model whose hooks would put other values over those that are loaded."""
+    name = next(offloaded_names(model), None)
+    if name is not None:
+        raise StateError(
+            f"Nothing can be loaded into a model that is offloaded already, with {name!r} for one",
+            where=type(model).__name__,
+            fix="load into a new skeleton, or bring it back with remove_hook_from_submodules(model) first",
+        )
+
+
 def places_for(
     model: nn.Module, device_map: DeviceMap | str | int | torch.device | None, *, offload_buffers: bool
 ) -> PlaceOf:
@@ -216,7 +232,7 @@ def load(
     whole: bool = True,
 ) -> tuple[CheckpointReport, Mapping[str, torch.Tensor]]:
     """Load what stays in memory; return the report, and the weights that are left in files by name."""
-    weights = open_weights(checkpoint)
+    weights = opened(checkpoint, model)
     found = audit(model, weights, rules, shape_of=lambda tensor: piece_of(tensor, whole=whole).whole)
     refuse(found.report, str(weights.source), strict=strict, partial=partial, computed=found.computed)
     made = plan(found.matches, weights, place_of, whole=whole)
@@ -228,7 +244,7 @@ def load(
     return with_offloaded(found.report, made.offloaded), offloaded
 
 
-def _offloaded(weights: CheckpointWeights, made: Plan, folder: _Path | None) -> OffloadedWeights:
+def _offloaded(weights: Translated, made: Plan, folder: _Path | None) -> OffloadedWeights:
     """Return the weights that stay in files: in those of the checkpoint, or in copies in ``folder``."""
     left = sorted({source for source, _ in made.offloaded.values() if weights.location(source) is None})
     if not left:
@@ -236,7 +252,7 @@ def _offloaded(weights: CheckpointWeights, made: Plan, folder: _Path | None) -> 
     if folder is None:
         raise CheckpointError(
             f"{len(left)} tensors are to be on the disk, and are in a file that cannot be used in place",
-            where=f"{weights.file(left[0])}: {left[0]}",
+            where=f"{weights.source}: {left[0]}",
             fix="give offload_folder=, where a copy is put; or save the checkpoint as safetensors",
         )
     kinds = dict(made.offloaded.values())

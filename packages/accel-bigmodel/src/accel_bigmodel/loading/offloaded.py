@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..weights.reader import CheckpointWeights
+from .naming import Translated
 
 
 class OffloadedWeights(Mapping[str, torch.Tensor]):
@@ -50,16 +50,15 @@ class OffloadedWeights(Mapping[str, torch.Tensor]):
 _left: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
-def remember(
-    model: nn.Module, weights: CheckpointWeights, entries: Mapping[str, tuple[str, torch.dtype]]
-) -> None:
+def remember(model: nn.Module, weights: Translated, entries: Mapping[str, tuple[str, torch.dtype]]) -> None:
     """Keep in mind where a load left the weights of ``model``, for `dispatch_model` to find them."""
     index: dict[str, Any] = {}
     for name, (source, dtype) in entries.items():
         place = weights.location(source)
         if place is not None:
             kind = str(dtype).removeprefix("torch.")
-            index[name] = {"safetensors_file": str(place.file), "weight_name": source, "dtype": kind}
+            stored = weights.stored_name(source)
+            index[name] = {"safetensors_file": str(place.file), "weight_name": stored, "dtype": kind}
     _left[model] = index
 
 

@@ -14,9 +14,9 @@ from accel_core.errors import CapabilityError, CheckpointError, StateError
 
 from ..weights.filling import fill, fresh
 from ..weights.mapped import Location
-from ..weights.reader import CheckpointWeights, open_weights
 from .audit import Audit, Rules, audit
 from .extras import load_extras
+from .naming import Translated, opened
 from .pieces import piece_of
 from .placing import PlaceOf, Plan, plan, put
 from .report import CheckpointReport, refuse
@@ -81,7 +81,7 @@ def load_from_rank_0(
             "broadcast_from_rank0=True needs a process group",
             fix="call torch.distributed.init_process_group first, or leave it out",
         )
-    weights, announced = _announce(checkpoint)
+    weights, announced = _announce(checkpoint, model)
     checked: list[tuple[Audit, Plan]] = []
     failure: Exception | None = None
     try:
@@ -130,14 +130,14 @@ def _in_memory_only(made: Plan) -> Plan:
     return made
 
 
-def _announce(checkpoint: str | os.PathLike[str]) -> tuple[CheckpointWeights | None, Announced]:
+def _announce(checkpoint: str | os.PathLike[str], model: nn.Module) -> tuple[Translated | None, Announced]:
     """Return the weights, on rank 0, and what they are, everywhere."""
-    weights: CheckpointWeights | None = None
+    weights: Translated | None = None
     told: list[Any] = [None]
     failure: Exception | None = None
     if dist.get_rank() == 0:
         try:
-            weights = open_weights(checkpoint)
+            weights = opened(checkpoint, model)
             facts = {name: (*weights.kind(name), weights.same_as(name)) for name in weights}
             told = [(facts, str(weights.source))]
         except Exception as error:  # noqa: BLE001 - the other ranks wait to hear of it
@@ -163,7 +163,7 @@ def _agree(failure: Exception | None) -> None:
 
 
 def _sent(
-    weights: CheckpointWeights | None, announced: Announced, needed: set[str]
+    weights: Translated | None, announced: Announced, needed: set[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield what any rank needs, in the order of the checkpoint, on every rank."""
     wanted: list[Any] = [None] * dist.get_world_size()
@@ -226,7 +226,7 @@ def _views(
         place += _room((shape, dtype))
 
 
-def _read(weights: CheckpointWeights, values: Mapping[str, torch.Tensor]) -> None:
+def _read(weights: Translated, values: Mapping[str, torch.Tensor]) -> None:
     placed = {name: weights.location(name) for name in values}
     fill((values[name], place) for name, place in placed.items() if place is not None)
     for name, place in placed.items():

@@ -60,14 +60,6 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
         tensor = self[name]
         return tuple(tensor.shape), tensor.dtype
 
-    def equal(self, one: str, other: str) -> bool:
-        """Tell whether two tensors of one shape have the same values; of one dtype, the same bits."""
-        first, second = self[one].contiguous(), self[other].contiguous()
-        if first.dtype != second.dtype:
-            return torch.equal(first, second.to(first.dtype))
-        # As bytes, because NaN is not equal to itself.
-        return torch.equal(first.view(-1).view(torch.uint8), second.view(-1).view(torch.uint8))
-
     def same_as(self, name: str) -> str:
         """Return the name that the bytes of ``name`` are stored under: mostly itself."""
         return self._parts[self._places[name]].tied.get(name, name)
