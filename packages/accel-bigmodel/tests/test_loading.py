@@ -453,6 +453,22 @@ def test_parameters_in_containers(tmp_path, places):
     assert model[0].layer.weight.is_meta
 
 
+def test_a_weight_that_no_hook_would_bring_is_an_error_and_no_number(tmp_path, monkeypatch):
+    from accel_bigmodel import wiring
+
+    folder = saved(tmp_path)
+    sort = wiring.Wiring._sort
+
+    def forget(self, unit, names):
+        sort(self, unit, names)
+        if unit.name == "norm":
+            unit.away.clear()
+
+    monkeypatch.setattr(wiring.Wiring, "_sort", forget)
+    with pytest.raises(CheckpointError, match=r"2 tensors .* no data when it runs: norm.weight, norm.bias"):
+        load_checkpoint_and_dispatch(skeleton(), folder, {"": "disk"})
+
+
 def test_modules_may_make_something_new_of_what_was_saved(tmp_path):
     class Fused(nn.Linear):
         def __init__(self):

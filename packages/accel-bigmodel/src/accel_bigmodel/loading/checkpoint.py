@@ -169,7 +169,7 @@ def load_checkpoint_and_dispatch(
     if found is None:
         return model
     main = full_device(main_of(found))
-    return dispatch(
+    ready = dispatch(
         model,
         found,
         main_device=main,
@@ -179,6 +179,27 @@ def load_checkpoint_and_dispatch(
         preload_module_classes=preload_module_classes,
         force_hooks=force_hooks,
     )
+    _nothing_lost(ready)
+    return ready
+
+
+def _nothing_lost(model: nn.Module) -> None:
+    """Raise CheckpointError for a tensor that has no data, and no hook that brings it.
+
+    Some operations of torch take one for numbers, and compute something.
+    """
+    without = [name for name, tensor in all_tensors(model) if tensor.device.type == "meta"]
+    if not without:
+        return
+    brought = set(offloaded_names(model))
+    lost = [name for name in without if name not in brought]
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} tensors of the model would have no data when it runs: {', '.join(lost[:5])}",
+            where=type(model).__name__,
+            fix="place them on a device, or name the class of the module that uses them in "
+            "preload_module_classes",
+        )
 
 
 def _in_one_piece(model: nn.Module) -> None:
