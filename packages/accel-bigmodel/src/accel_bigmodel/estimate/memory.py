@@ -203,7 +203,7 @@ class _Model:
         bits = WANTED[dtype]
         total = _bytes(self.weights, bits)
         training: int | None
-        if not self.trains(dtype):
+        if bits < 16:
             training = None
         elif self.optimizer.startswith("adam") and "8" not in self.optimizer:
             # As documented: weights, gradients and two states of Adam, all in this type.

@@ -42,15 +42,17 @@ def lines(name: str, estimate: MemoryEstimate, room: int) -> list[str]:
     options = estimate.options
     optimizer = _TITLES[options.optimizer or "adam"]
     found = [f"Memory Usage for loading `{plain(name)}`:", ""]
+    # Where training is shown in its parts, one figure for it would be another one.
+    most = 3 if estimate.training else 4
     found += table(
-        ("dtype", "Largest Layer", "Total Size", f"Training using {optimizer}"),
+        ("dtype", "Largest Layer", "Total Size", f"Training using {optimizer}")[:most],
         [
             (
                 each.dtype,
                 size(each.largest_layer),
                 size(each.total),
                 "N/A" if each.training is None else size(each.training),
-            )
+            )[:most]
             for each in estimate.loading
         ],
         room,
@@ -119,7 +121,7 @@ def _notes(estimate: MemoryEstimate) -> list[str]:
         found.append("Optimizer: master weights and states in float32, for narrower weights.")
     if estimate.training and options.gradient_checkpointing:
         found.append("Activations of training: with gradient checkpointing.")
-    if any(each.training is None for each in estimate.loading):
+    if not estimate.training and any(each.training is None for each in estimate.loading):
         found.append("N/A: weights of these types have no gradients.")
     return [*found, *estimate.notes]
 
