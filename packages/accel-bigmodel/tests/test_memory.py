@@ -76,6 +76,52 @@ def _kind():
     return torch.accelerator.current_accelerator().type
 
 
+def test_accelerators_that_tell_less(standin):
+    def body():
+        import torch
+
+        from accel_bigmodel import get_max_memory
+        from accel_core.errors import CapabilityError
+
+        module = torch.standin
+        original = dict(vars(module))
+        try:
+            held = torch.ones(250, device="standin:0")
+            whole = get_max_memory()[0]
+            # Memory that torch keeps for itself is free to use.
+            module.memory_reserved = lambda device: module.memory_allocated(device) + 5000
+            kept = get_max_memory()[0]
+
+            def refuse(device):
+                raise RuntimeError(f"no driver for {device}")
+
+            module.mem_get_info = refuse
+            properties = type("Properties", (), {"total_memory": 70_000_000})
+            module.get_device_properties = lambda device: properties
+            total = get_max_memory()[0] + module.memory_allocated(0)
+            del module.get_device_properties
+            try:
+                get_max_memory()
+                said = ""
+            except CapabilityError as error:
+                said = str(error)
+            module.recommended_max_memory = lambda: 12345
+            shared = get_max_memory()[0]
+            del held
+        finally:
+            for name in set(vars(module)) - set(original):
+                delattr(module, name)
+            vars(module).update(original)
+        return whole, kept, total, said, shared
+
+    ((whole, kept, total, said, shared),) = standin.run(1, body)
+    assert kept == whole + 5000
+    assert total == 70_000_000
+    assert "standin:0 does not tell how much memory it has" in said
+    assert "max_memory" in said
+    assert shared == 12345
+
+
 def test_devices_that_are_not_the_host(standin):
     def body():
         import torch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from accel_core.errors import UnknownNameError
+from accel_core.errors import CapabilityError, UnknownNameError
 
 from ..dtypes import AnyDtype
 from .host import host_memory
@@ -61,19 +62,29 @@ def device_count() -> int:
 
 
 def free_memory(number: int) -> int:
-    """Return the bytes that are free on an accelerator, with those that torch holds and does not use."""
+    """Return the bytes that are free on an accelerator, with those that torch holds and does not use.
+
+    Raises CapabilityError for one that does not tell.
+    """
     device = torch.device(_type(), number)
     module: Any = torch.get_device_module(device)
-    if hasattr(module, "mem_get_info"):
-        free = int(module.mem_get_info(device)[0])
-        if hasattr(module, "memory_reserved") and hasattr(module, "memory_allocated"):
-            free += int(module.memory_reserved(device)) - int(module.memory_allocated(device))
-        return free
     if hasattr(module, "recommended_max_memory"):
         # It shares the memory of the host, and says how much of it is good to take.
         used = int(module.driver_allocated_memory()) if hasattr(module, "driver_allocated_memory") else 0
         return max(0, min(int(module.recommended_max_memory()) - used, host_memory()))
-    return host_memory()
+    held = used = 0
+    if hasattr(module, "memory_reserved") and hasattr(module, "memory_allocated"):
+        held, used = int(module.memory_reserved(device)), int(module.memory_allocated(device))
+    if hasattr(module, "mem_get_info"):
+        # Some drivers cannot say what others use.
+        with suppress(RuntimeError, NotImplementedError):
+            return int(module.mem_get_info(device)[0]) + held - used
+    if hasattr(module, "get_device_properties"):
+        return max(0, int(module.get_device_properties(device).total_memory) - used)
+    raise CapabilityError(
+        f"{device} does not tell how much memory it has",
+        fix=f"say how much may be used: max_memory={{{number}: '16GiB', 'cpu': '32GiB'}}",
+    )
 
 
 def _type() -> str:

@@ -47,8 +47,10 @@ def needs_of_config(
         caches[last] = caches.get(last, 0) + scores
     note = (
         f"Reserved for {batch} x {length} tokens, by the configuration: {shown(inner)} for activations on"
-        f" every device that runs the model, {shown(cache)} for keys and values where their layers run"
+        f" every device that runs the model"
     )
+    if cache:
+        note += f", {shown(cache)} for keys and values where their layers run"
     if scores:
         note += f", {shown(scores)} for scores over the vocabulary"
     return Needs(inner, caches, (f"{note}.",))
