@@ -12,8 +12,6 @@ from typing import Protocol
 
 import torch
 
-from accel_core.errors import AccelError
-
 from .cold import Cold
 from .layout import Layout
 from .order import Order
@@ -168,8 +166,7 @@ class Lane:
                 self._pending.append((follower, self._made(follower)))
             except torch.OutOfMemoryError:
                 self._wait_until = self.ahead + self.late + _PATIENCE
-            except AccelError:
-                # Said when the block is used; it may never be.
+            except Exception:  # noqa: BLE001 - said when the block is used; it may never be
                 return
             if len(self._pending) > _STEPS:
                 return
@@ -179,7 +176,13 @@ class Lane:
         return block.layout(indices).size if indices else 0
 
     def _begin(self, block: Cargo) -> Transfer | None:
-        transfer = self._made(block)
+        try:
+            transfer = self._made(block)
+        except torch.OutOfMemoryError:
+            if not self._pending:
+                raise
+            self._discard(len(self._pending))
+            transfer = self._made(block)
         self.late += transfer is not None
         return transfer
 
