@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,6 +283,79 @@ def test_what_transformers_cannot_build_is_said(tmp_path, accel, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="transformers cannot build"):
         accel(tmp_path)
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("bigmodel_hub_server", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_model_of_the_hub_without_headers_is_built_from_its_configuration(tmp_path):
+    model = build("bert")
+    model.config.architectures = [type(model).__name__]
+    path = Path(__file__).parents[2] / "packages" / "accel-bigmodel" / "tests" / "hub_server.py"
+    hub = load(path).FakeHub()
+    try:
+        hub.models["owner/bert"] = {
+            "config.json": model.config.to_json_string().encode(),
+            "pytorch_model.bin": b"far too much",
+        }
+        # A process of its own: the library reads its variables when it is imported.
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+        words = [sys.executable, "-m", "accel_cli", "estimate-memory", "owner/bert", "--json"]
+        done = subprocess.run(
+            words, env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+    finally:
+        hub.close()
+    assert done.returncode == 0, done.stderr
+    assert "torch files only" in done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert not [path for _, path, _ in hub.requests if path.endswith(".bin")]
+
+
+@pytest.mark.gpu
+def test_a_device_holds_what_was_predicted(tmp_path):
+    device = torch.accelerator.current_accelerator()
+    memory = torch.get_device_module(device)
+    config = transformers.LlamaConfig(
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        vocab_size=32000,
+        architectures=["LlamaForCausalLM"],
+    )
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    inference = predicted(model, tmp_path, "inference", "bfloat16", 4, 1024)
+    training = predicted(model, tmp_path, "training", "bfloat16", 4, 1024, optimizer="adam")
+    model.to(device)
+    ids = torch.randint(0, 32000, (4, 1024), device=device)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def peak(work):
+        memory.synchronize()
+        memory.reset_peak_memory_stats()
+        work()
+        memory.synchronize()
+        return memory.max_memory_allocated()
+
+    with torch.no_grad():
+        found = peak(lambda: model.eval()(ids))
+    # Allocators round up, and kernels have workspaces.
+    assert 0.85 <= inference.peak / found <= 1.15
+
+    def step():
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+    step()
+    found = peak(step)
+    assert 0.85 <= training.peak / found <= 1.15
 
 
 def test_a_model_of_timm(tmp_path, accel):

@@ -1,6 +1,8 @@
 """What an estimate counts: layers, types, optimizers' states against the real ones, shards, and refusals."""
 
+import contextlib
 import dataclasses
+import json
 import math
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from accel_bigmodel.estimate import show
 from accel_bigmodel.estimate.bits import WANTED
 from accel_bigmodel.estimate.blocks import layers
 from accel_bigmodel.estimate.memory import EstimateOptions, estimate_memory
@@ -16,6 +19,7 @@ from accel_bigmodel.estimate.optimizers import STATES, state_bytes
 from accel_bigmodel.estimate.packed import weights
 from accel_bigmodel.estimate.pickled import shapes
 from accel_bigmodel.estimate.shapes import ModelHeaders, TensorShape
+from accel_bigmodel.estimate.tied import without_ties
 from accel_core.errors import ConfigError, UnknownNameError
 
 
@@ -363,6 +367,35 @@ def test_a_configuration_that_does_not_say_enough():
         "num_hidden_layers",
         "num_attention_heads",
     }
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**18),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([[], ["sliding_attention"], [None], {}, {"bits": 4}, {"config_groups": {"a": 1}}]),
+)
+NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+KEYS = [*LLAMA, "quantization_config", "layer_types", "sliding_window", "is_encoder_decoder", "text_config"]
+KEYS += ["head_dim", "num_experts_per_tok", "hidden_act", "multi_query", "tie_word_embeddings", "d_model"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), ANYTHING), st.booleans())
+def test_any_configuration_gives_an_estimate_or_says_what_is_missing(config, eager):
+    more = EstimateOptions(batch_size=2, sequence_length=16, eager_attention=eager)
+    model = dataclasses.replace(llama(), config=LLAMA | config)
+    if not all(type(model.config[key]) is int and model.config[key] > 0 for key in NEEDED):
+        # What is not a size may still be found under another name.
+        with contextlib.suppress(ConfigError):
+            estimate_memory(without_ties(model), None, more)
+        return
+    estimate = estimate_memory(without_ties(model), None, more)
+    assert all(row.peak >= row.weights > 0 for row in (*estimate.inference, *estimate.training))
+    assert "\n".join(show.lines("m", estimate, 80))
+    json.dumps(show.facts("m", estimate))
 
 
 @pytest.mark.parametrize(

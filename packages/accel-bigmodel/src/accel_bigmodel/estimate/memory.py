@@ -165,7 +165,7 @@ def estimate_memory(
         stored[tensor.code] += tensor.bytes
     return MemoryEstimate(
         source=headers.source,
-        parameters=sum(weight.elements for weight in model.trained),
+        parameters=model.gradients.elements,
         stored=dict(stored.most_common()),
         largest_layers=model.largest(32)[1],
         loading=tuple(map(model.loading, chosen)),
@@ -180,8 +180,9 @@ class _Model:
     def __init__(self, headers: ModelHeaders, options: EstimateOptions, library: str | None) -> None:
         named = weights(headers)
         self.headers = headers
-        self.weights = list(named.values())
-        self.trained = [weight for weight in self.weights if weight.trained]
+        self.trained = [weight for weight in named.values() if weight.trained]
+        self.all = _Sum(named.values())
+        self.gradients = _Sum(self.trained)
         self.options = options
         self.run = options.run
         self.optimizer = options.optimizer or "adam"
@@ -189,19 +190,19 @@ class _Model:
             raise UnknownNameError("optimizer", self.optimizer, STATES)
         # Its classes do not say what must stay together, and its repositories have "architecture".
         single = (library or headers.library or _library(headers)) == "timm"
-        self.layers = layers(named, blocks=not single)
+        self.layers = {name: _Sum(inside) for name, inside in layers(named, blocks=not single).items()}
         self.shape: Architecture | None = None
         if self.run is not None:
             self.shape = architecture(headers.config, headers.tensors)
 
     def largest(self, bits: int) -> tuple[int, tuple[str, ...]]:
-        sizes = {name: _bytes(inside, bits) for name, inside in self.layers.items()}
+        sizes = {name: inside.bytes(bits) for name, inside in self.layers.items()}
         most = max(sizes.values(), default=0)
         return most, tuple(name for name, size in sizes.items() if size == most)
 
     def loading(self, dtype: str) -> Loading:
         bits = WANTED[dtype]
-        total = _bytes(self.weights, bits)
+        total = self.all.bytes(bits)
         training: int | None
         if bits < 16:
             training = None
@@ -210,7 +211,7 @@ class _Model:
             training = 4 * total
         else:
             states = state_bytes(self.optimizer, self.trained, bits)
-            training = total + _bytes(self.trained, bits) + states
+            training = total + self.gradients.bytes(bits) + states
         return Loading(dtype, self.largest(bits)[0], total, training)
 
     def inference(self, dtype: str) -> Inference:
@@ -219,7 +220,7 @@ class _Model:
         bits = WANTED[dtype]
         return Inference(
             dtype,
-            self._cut(_bytes(self.weights, bits), 3),
+            self._cut(self.all.bytes(bits), 3),
             self._gathered(bits, 2),
             # What computes is 16 bits at least, whatever the weights are stored in.
             cache_bytes(self.shape, self.run, max(bits, 16)),
@@ -240,11 +241,11 @@ class _Model:
             activations = training_bytes(self.shape, self.run, computed, checkpointing=checkpointing)
         return Training(
             dtype,
-            self._cut(_bytes(self.weights, bits), 3),
+            self._cut(self.all.bytes(bits), 3),
             # The layer that computes, the next one, and gradients on their way to where they belong.
             self._gathered(bits, 2) + self._gathered(computed, 1),
-            self._cut(_bytes(self.trained, computed), 2),
-            self._cut(_bytes(self.trained, 32), 1) if master else 0,
+            self._cut(self.gradients.bytes(computed), 2),
+            self._cut(self.gradients.bytes(32), 1) if master else 0,
             self._cut(state_bytes(self.optimizer, self.trained, 32 if master else bits), 1),
             activations,
         )
@@ -256,7 +257,7 @@ class _Model:
         """Return the bytes of whole layers that are there beside the shards."""
         if self.options.stage < 3 or self.options.shards == 1:
             return 0
-        return min(most * self.largest(bits)[0], _bytes(self.weights, bits))
+        return min(most * self.largest(bits)[0], self.all.bytes(bits))
 
     def notes(self) -> list[str]:
         found = []
@@ -272,9 +273,19 @@ class _Model:
         return found
 
 
-def _bytes(those: Iterable[Weight], bits: int) -> int:
-    fixed = sum(weight.fixed for weight in those if weight.fixed is not None)
-    return fixed + -(-sum(weight.elements for weight in those if weight.fixed is None) * bits // 8)
+class _Sum:
+    """Weights together: the bytes of those that keep their type, and the numbers of the others."""
+
+    def __init__(self, those: Iterable[Weight]) -> None:
+        self.fixed = self.elements = 0
+        for weight in those:
+            if weight.fixed is None:
+                self.elements += weight.elements
+            else:
+                self.fixed += weight.fixed
+
+    def bytes(self, bits: int) -> int:
+        return self.fixed + -(-self.elements * bits // 8)
 
 
 def _library(headers: ModelHeaders) -> str:

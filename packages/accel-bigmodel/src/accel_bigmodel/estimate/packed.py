@@ -35,10 +35,6 @@ class Weight:
     fixed: int | None
     trained: bool
 
-    def bytes(self, bits: int) -> int:
-        """Return its bytes in a model that is cast to a type of ``bits`` bits."""
-        return -(-self.elements * bits // 8) if self.fixed is None else self.fixed
-
 
 def weights(headers: ModelHeaders) -> dict[str, Weight]:
     """Return the weights of a model by name, without what a quantizer stored beside them."""
