@@ -12,6 +12,8 @@ from accel_bigmodel.commands.device_map import DeviceMap
 from accel_bigmodel.drawing.command import limits_of
 from accel_bigmodel.drawing.picture import KINDS, Bar, Picture
 from accel_bigmodel.drawing.terminal import cells, drawn
+from accel_bigmodel.estimate.shapes import ModelHeaders, TensorShape
+from accel_bigmodel.planning.header_outline import outline_of_headers
 from accel_core.errors import CheckpointError, ConfigError, UnknownNameError
 
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
@@ -155,6 +157,25 @@ def test_other_modules_stay_whole_when_asked(llama, capsys):
     names = plan(capsys, llama, *options)["device_map"]
     assert any(name.endswith((".mlp", ".self_attn")) for name in names)
     assert not any(name.endswith("gate_proj") for name in names)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["model.embed", "model.layers.2.a", "model.layers.10.a", "model.norm", "lm_head"],
+        ["shared", "encoder.block.0.a", "encoder.block.1.a", "encoder.final_layer_norm", "decoder.block.0.a"],
+        [
+            *("vision_tower.pre_norm", "vision_tower.layers.0.a", "vision_tower.post_norm"),
+            *("multi_modal_projector.linear", "language_model.embed_tokens", "language_model.layers.0.a"),
+        ],
+        ["electra.embeddings", "electra.encoder.layer.0.a", "discriminator_predictions.dense"],
+    ],
+)
+def test_the_order_is_guessed_from_names(order):
+    # Files have them in the order of the alphabet.
+    tensors = {f"{name}.weight": TensorShape("F32", (4,)) for name in sorted(order)}
+    outline = outline_of_headers(ModelHeaders(tensors, {}, "a test"))
+    assert [next(name for name in order if name.startswith(part)) for part in outline.names] == order
 
 
 def test_tied_weights_of_the_file_lie_together(tmp_path, capsys):

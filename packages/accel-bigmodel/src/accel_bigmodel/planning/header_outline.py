@@ -12,8 +12,13 @@ from .outline import Branch, Outline
 
 _STATE = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "token_type_ids", "inv_freq")
 # Files are sorted by name; models read their input first and give their answer last.
-_FIRST = ("embed", "wte", "wpe", "shared", "conv_in", "patch", "stem", "tok_")
-_LAST = ("lm_head", "head", "classifier", "score", "logits", "output", "fc", "proj_out", "conv_out", "cls")
+_FIRST = ("embed", "wte", "wpe", "shared", "conv_in", "patch", "stem", "tok_", "feature_extractor", "pre_")
+_EARLY = ("encoder", "vision", "visual", "audio", "feature_projection")
+_BETWEEN = ("multi_modal", "projector", "connector", "merger")
+_LAST = (
+    *("lm_head", "head", "classifier", "score", "logits", "output", "fc", "proj_out", "conv_out", "cls"),
+    *("lm_loss", "vocab", "discriminator", "generator", "predictions"),
+)
 _NEARLY_LAST = ("norm", "ln_f", "ln_out", "final", "pooler")
 
 _Tree = dict[str, Any]
@@ -38,7 +43,10 @@ class _Reading:
         self.no_split = no_split
         self.sizes = {name: tensor.bytes for name, tensor in headers.tensors.items()}
         if bits is not None:
-            self.sizes = {name: weight.bytes(bits) for name, weight in weights(headers).items()}
+            self.sizes = {
+                name: (weight.elements * bits + 7) // 8 if weight.fixed is None else weight.fixed
+                for name, weight in weights(headers).items()
+            }
         self.aliases = {name: other for name, other in headers.aliases.items() if other in self.sizes}
         self.outline = Outline()
         self.parts: dict[str, int] = {}
@@ -114,15 +122,17 @@ def _names(node: _Tree) -> list[str]:
 def _rank(key: str) -> tuple[int, int]:
     """Return what sorts the modules of one, as far as their names tell."""
     if key.isdigit():
-        return 2, int(key)
-    if key.startswith(_LAST) or key.endswith(("_head", "classifier")):
-        return 5, 0
+        return 3, int(key)
+    if key.startswith(_LAST) or key.endswith(("_head", "classifier", "_predictions")):
+        return 6, 0
     if key.startswith(_FIRST) or "embed" in key:
         return 0, 0
-    if any(word in key for word in _NEARLY_LAST):
-        return 4, 0
-    # An encoder is first, though its name is not.
-    return (1, 0) if key.startswith("encoder") else (3, 0)
+    # What sees and hears comes before the words, and an encoder before its decoder.
+    if key.startswith(_EARLY):
+        return 1, 0
+    if key.startswith(_BETWEEN):
+        return 2, 0
+    return (5 if any(word in key for word in _NEARLY_LAST) else 4), 0
 
 
 __all__ = ["outline_of_headers"]
