@@ -68,3 +68,45 @@ def test_devices_with_no_byte_more_than_planned(standin, offload_buffers):
     assert second.weights <= held[1] <= second.weights * 1.05
     assert peaks[0] <= limits[0]
     assert peaks[1] <= limits[1]
+
+
+@pytest.mark.gpu
+def test_a_real_device_with_no_byte_more_than_planned():
+    import torch
+    from torch import nn
+
+    from accel_bigmodel import dispatch_model, plan_device_map
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(1024, 8192)
+            self.down = nn.Linear(8192, 1024)
+
+        def forward(self, hidden):
+            return hidden + self.down(torch.relu(self.up(hidden)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(8))).eval()
+    example = torch.randn(2, 32, 1024)
+    with torch.no_grad():
+        expected = model(example)
+    block = sum(parameter.nbytes for parameter in model[0].parameters())
+    limits = {0: 5 * block, "cpu": 8 * block}
+    plan = plan_device_map(
+        model, max_memory=limits, no_split_module_classes=["Block"], batch_size=2, sequence_length=32
+    )
+    assert set(plan.device_map.values()) == {0, "cpu"}
+    device = torch.device(torch.accelerator.current_accelerator().type, 0)
+    module = torch.get_device_module(device)
+    before = module.memory_allocated(device)
+    dispatch_model(model, plan.device_map)
+    assert module.memory_allocated(device) - before <= plan.shares[0].weights * 1.01
+    module.reset_peak_memory_stats(device)
+    with torch.no_grad():
+        for _ in range(3):
+            result = model(example.to(device)).cpu()
+    # Libraries of matrix products keep some tens of megabytes to themselves.
+    assert module.max_memory_allocated(device) - before <= limits[0] + 64 * 2**20
+    # Sums of 8192 products, in another order, by products that may be rounded to 10 bits.
+    torch.testing.assert_close(result, expected, rtol=1e-2, atol=1e-2)
