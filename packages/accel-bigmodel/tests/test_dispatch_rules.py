@@ -407,3 +407,23 @@ def test_tensors_without_data_are_named():
         with pytest.raises(CheckpointError, match=r"'embed.weight', 'blocks.0.qkv.weight'.* and \d+ more"):
             run()
     assert not any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def test_a_recurrent_module_inside_of_one_that_is_taken_whole():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(4, 4)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    model = Reader()
+    x = torch.randn(3, 1, 4)
+    expected = model(x)
+    cpu_offload(model, preload_module_classes=["Reader"])
+    assert not hasattr(model.rnn, "_hf_hook")
+    assert torch.equal(model(x), expected)
+    assert {weight.device.type for weight in model.rnn._flat_weights} == {"meta"}
+    remove_hook_from_submodules(model)
+    assert torch.equal(model(x), expected)

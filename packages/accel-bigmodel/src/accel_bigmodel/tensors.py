@@ -51,7 +51,7 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str, dict[str, An
     """
     path, _, key = name.rpartition(".")
     try:
-        owner = module.get_submodule(path)
+        owner = module.get_submodule(path) if path else module
     except AttributeError:
         raise _unknown(module, name) from None
     for table in (owner._parameters, owner._buffers):
@@ -186,6 +186,11 @@ def _parameter(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(made, requires_grad=trainable)
 
 
+def keeps_a_list(module: nn.Module) -> bool:
+    """Tell whether a module keeps its parameters in a list too, which `refresh` brings in line."""
+    return "_flat_weights_names" in module.__dict__
+
+
 def refresh(module: nn.Module) -> None:
     """Bring what a module keeps beside its parameters in line with them; recurrent ones keep a list."""
     names = module.__dict__.get("_flat_weights_names")
@@ -230,15 +235,23 @@ def all_tensors(
 
     ``parameters``: these and the buffers, else the buffers only.
     """
-    if parameters:
-        yield from module.named_parameters(recurse=recurse, remove_duplicate=False)
-    yield from module.named_buffers(recurse=recurse, remove_duplicate=False)
+    if recurse:
+        if parameters:
+            yield from module.named_parameters(remove_duplicate=False)
+        yield from module.named_buffers(remove_duplicate=False)
+        return
+    tables = (module._parameters, module._buffers) if parameters else (module._buffers,)
+    for table in tables:
+        for name, tensor in table.items():
+            if tensor is not None:
+                yield name, tensor
 
 
 __all__ = [
     "all_tensors",
     "as_dtype",
     "extract_submodules_state_dict",
+    "keeps_a_list",
     "moved",
     "named_module_tensors",
     "owner_of",

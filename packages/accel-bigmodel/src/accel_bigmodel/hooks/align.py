@@ -17,7 +17,15 @@ from ..offload.block import OffloadedBlock
 from ..offload.lane import Lane
 from ..offload.loader import PrefixedDataset
 from ..offload.tied import TiedTensors
-from ..tensors import TiedMap, all_tensors, moved, owner_of, refresh, set_module_tensor_to_device
+from ..tensors import (
+    TiedMap,
+    all_tensors,
+    keeps_a_list,
+    moved,
+    owner_of,
+    refresh,
+    set_module_tensor_to_device,
+)
 from .base import ModelHook
 from .flow import bring, device_in, key_set
 
@@ -84,6 +92,8 @@ class AlignDevicesHook(ModelHook):
     def _reset(self) -> None:
         self._calls = _Calls()
         self._block: OffloadedBlock | None = None
+        # Modules that keep their weights in a list as well.
+        self._listing: list[nn.Module] = []
         # What the block and the device below were made from: others may assign to these attributes.
         self._made_of: tuple[Any, Any] = (None, None)
         self._given: Any = self
@@ -102,7 +112,17 @@ class AlignDevicesHook(ModelHook):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes a block of its own, for its own module, when it is used.
-        left_out = {"_calls", "_block", "_made_of", "_given", "_device", "_skipped", "_skip", "lane"}
+        left_out = {
+            "_calls",
+            "_block",
+            "_listing",
+            "_made_of",
+            "_given",
+            "_device",
+            "_skipped",
+            "_skip",
+            "lane",
+        }
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -200,10 +220,16 @@ class AlignDevicesHook(ModelHook):
         tied = self.tied_params_map if isinstance(self.tied_params_map, TiedTensors) else None
         block = OffloadedBlock(module, self.offloaded, source, prefix, device, tied=tied, lane=self.lane)
         block.park()
-        refresh(module)
+        inside = module.modules() if self.place_submodules else [module]
+        self._listing = [each for each in inside if keeps_a_list(each)]
+        self._refresh()
         self._block = block
         self._made_of = (self.weights_map, self.execution_device)
         return block
+
+    def _refresh(self) -> None:
+        for each in self._listing:
+            refresh(each)
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Put offloaded weights back to where they were; those of a skeleton, on the CPU."""
@@ -216,7 +242,7 @@ class AlignDevicesHook(ModelHook):
                 wanted = _back([device])
                 if table[key].device != wanted:
                     table[key] = moved(table[key], wanted)
-            refresh(module)
+            self._refresh()
             self._block = None
             self.original_devices = {}
         return module
@@ -233,8 +259,8 @@ class AlignDevicesHook(ModelHook):
                 args, kwargs = self._move(args, kwargs, device)
             if block is not None:
                 block.enter()
-                if self._flat(module):
-                    refresh(module)
+                for each in self._listing:
+                    refresh(each)
             self._calls.stack.append((block, came_from))
             return args, kwargs
         if device is not None:
@@ -259,12 +285,9 @@ class AlignDevicesHook(ModelHook):
         block, came_from = stack.pop()
         if block is not None:
             block.leave()
-            if self._flat(module):
-                refresh(module)
+            for each in self._listing:
+                refresh(each)
         return came_from
-
-    def _flat(self, module: nn.Module) -> bool:
-        return "_flat_weights_names" in module.__dict__
 
     def _move(self, args: Any, kwargs: Any, device: torch.device) -> tuple[Any, Any]:
         if args:
@@ -314,12 +337,12 @@ class AlignDevicesHook(ModelHook):
             block = OffloadedBlock(module, self.offloaded, block.source, block.prefix, where, tied=tied)
             block.park()
         block.enter()
-        refresh(module)
+        self._refresh()
         try:
             yield
         finally:
             block.leave()
-            refresh(module)
+            self._refresh()
 
 
 def full_device(device: Device) -> torch.device:
