@@ -298,6 +298,25 @@ def test_torch_is_left_as_it_was_found():
     assert state() == before
 
 
+def test_full_collections_wait_and_young_garbage_does_not():
+    before = gc.get_threshold()
+    with init_empty_weights(), init_on_device("meta"):
+        assert gc.get_threshold()[:2] == before[:2]
+        assert gc.get_threshold()[2] > 1e6
+    assert gc.get_threshold() == before
+    try:
+        with init_empty_weights():
+            # Whoever decides otherwise is right.
+            gc.set_threshold(500, 5, 5)
+        assert gc.get_threshold() == (500, 5, 5)
+        gc.set_threshold(0)
+        with init_empty_weights():
+            assert gc.get_threshold()[0] == 0
+        assert gc.get_threshold()[0] == 0
+    finally:
+        gc.set_threshold(*before)
+
+
 def test_what_somebody_else_replaced_meanwhile_stays(monkeypatch):
     def own(tensor):
         return tensor

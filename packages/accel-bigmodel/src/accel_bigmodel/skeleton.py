@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from .collecting import Thresholds, postpone, resume
 from .initialisers import put_back, skip_while
 
 
@@ -91,6 +92,7 @@ _lock = threading.Lock()
 _entered = 0
 _hooks: list[Any] = []
 _skipped: list[Any] = []
+_postponed: list[Thresholds | None] = []
 
 
 def _inside() -> bool:
@@ -118,6 +120,7 @@ def _install() -> None:
             _hooks.append(register_module_parameter_registration_hook(_on_parameter))
             _hooks.append(register_module_buffer_registration_hook(_on_buffer))
             _skipped.extend(skip_while(_inside))
+            _postponed.append(postpone())
 
 
 def _remove() -> None:
@@ -128,6 +131,7 @@ def _remove() -> None:
             while _hooks:
                 _hooks.pop().remove()
             put_back(_skipped)
+            resume(_postponed.pop())
 
 
 @contextmanager
