@@ -306,6 +306,22 @@ def test_made_inside_inference_mode_used_outside():
     block.leave()
 
 
+def test_weights_that_were_made_inside_inference_mode():
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+        block, source = block_of(module)
+        block.enter()
+        expected = module(torch.ones(1, 2))
+        block.leave()
+    assert source["0.weight"].is_inference()
+    block.enter()
+    assert torch.equal(module(torch.ones(1, 2)), expected)
+    assert module[0].weight.data_ptr() == source["0.weight"].data_ptr()
+    block.leave()
+    block.restore(CPU)
+    module(torch.ones(1, 2)).sum().backward()
+
+
 def test_subclasses_of_parameters_keep_their_class():
     class Own(nn.Parameter):
         pass

@@ -80,7 +80,7 @@ def placeholder_of(now: torch.Tensor, name: str) -> torch.Tensor | None:
         return None
     # Made inside torch.inference_mode, tensors could never be used outside of it.
     with torch.inference_mode(mode=False), torch.no_grad():
-        meta = now.detach().to("meta")
+        meta = torch.empty_strided(now.shape, now.stride(), dtype=now.dtype, device="meta")
         return parked(meta, now.requires_grad if type(now) is nn.Parameter else None, name, now.__dict__)
 
 

@@ -36,15 +36,26 @@ def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """Return ``data`` as ``tensor`` is: its class, its ``requires_grad``, its attributes."""
     made: Any
     if not isinstance(tensor, nn.Parameter):
-        made = data
+        made = normal(data) if data.is_inference() else data
     elif type(data) in (torch.Tensor, nn.Parameter):
         # What a class does when it is called (bitsandbytes quantizes) was done to these values already.
-        made = torch.Tensor._make_subclass(plain_class(tensor), data.detach(), tensor.requires_grad)
+        made = torch.Tensor._make_subclass(plain_class(tensor), normal(data), tensor.requires_grad)
     else:
         made = nn.Parameter(data.detach(), requires_grad=tensor.requires_grad)
     if made is not tensor and tensor.__dict__:
         made.__dict__.update(tensor.__dict__)
     return made  # type: ignore[no-any-return]
+
+
+def normal(data: torch.Tensor) -> torch.Tensor:
+    """Return the same memory as a tensor that counts changes and may require gradients.
+
+    Tensors that are made inside torch.inference_mode do neither, not even outside of it.
+    """
+    if not data.is_inference() or torch.is_inference_mode_enabled():
+        return data.detach()
+    fresh = torch.empty(0, dtype=data.dtype, device=data.device)
+    return fresh.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
 
 
 def lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
