@@ -168,3 +168,26 @@ def test_clean_device_map():
 def test_verbose_prints_the_reasons(capsys):
     infer_auto_device_map(Model(), {0: 3000, "cpu": 10_000}, ["Block"], verbose=True)
     assert "visits 0 to run" in capsys.readouterr().out
+
+
+def test_models_of_one_part_and_of_none():
+    assert infer_auto_device_map(nn.Linear(2, 2), {0: 100}) == {"": 0}
+    assert infer_auto_device_map(nn.Linear(2, 2), {0: 10, "cpu": 100}) == {"": "cpu"}
+    assert infer_auto_device_map(nn.Linear(2, 2), {0: 10}) == {"": "disk"}
+    assert infer_auto_device_map(nn.Linear(2, 2), {}) == {"": "disk"}
+    assert infer_auto_device_map(nn.ReLU(), {0: 0}) == {"": 0}
+    assert infer_auto_device_map(nn.Sequential(), {0: 0}) == {"": 0}
+    assert infer_auto_device_map(Model(), {0: 10_000}, ["Model"]) == {"": 0}
+    assert infer_auto_device_map(Model(), {0: 3000, "cpu": 10_000}, ["Model"]) == {"": "cpu"}
+
+
+def test_the_model_says_what_must_not_be_split():
+    model = Model()
+    limits = {0: 1000 + 500 + 880, "cpu": 10_000}
+    assert infer_auto_device_map(model, limits, [])["blocks.0.up"] == 0
+    model._no_split_modules = ["Block"]
+    assert infer_auto_device_map(model, limits)["blocks"] == "cpu"
+    assert infer_auto_device_map(model, limits, [])["blocks.0.up"] == 0
+    # A model inside of another one is asked too.
+    whole = nn.Sequential(nn.ReLU(), type("Other", (Model,), {"_no_split_modules": {"Block"}})())
+    assert infer_auto_device_map(whole, limits)["1.blocks"] == "cpu"

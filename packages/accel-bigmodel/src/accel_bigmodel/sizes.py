@@ -74,11 +74,11 @@ def get_max_layer_size(
     waiting = list(modules)[::-1]
     while waiting:
         name, module = waiting.pop()
-        inner = [] if isinstance(module, torch.Tensor) else list(_inside(name, module))
-        whole = isinstance(module, torch.Tensor) or type(module).__name__ in no_split_module_classes
-        if not whole and any(isinstance(child, nn.Module) for _, child in inner):
-            waiting += inner[::-1]
-            continue
+        if isinstance(module, nn.Module) and type(module).__name__ not in no_split_module_classes:
+            inner = list(_inside(name, module)) if module._modules else []
+            if any(isinstance(child, nn.Module) for _, child in inner):
+                waiting += inner[::-1]
+                continue
         size = module_sizes.get(name, 0)
         if size > largest:
             largest, names = size, [name]
@@ -89,12 +89,10 @@ def get_max_layer_size(
 
 def _inside(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module | torch.Tensor]]:
     start = f"{prefix}." if prefix else ""
-    for name, parameter in module.named_parameters(recurse=False):
-        yield start + name, parameter
-    for name, child in module.named_children():
-        yield start + name, child
-    for name, buffer in module.named_buffers(recurse=False):
-        yield start + name, buffer
+    for own in (module._parameters, module._modules, module._buffers):
+        for name, value in own.items():
+            if value is not None:
+                yield start + name, value
 
 
 def calculate_maximum_sizes(model: nn.Module) -> tuple[int, tuple[int, list[str]]]:
