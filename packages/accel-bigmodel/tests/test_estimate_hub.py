@@ -219,6 +219,8 @@ def test_the_variable_of_the_library_means_offline_too(hub, monkeypatch):
     in_the_cache(hub, "o/m")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert len(read_headers("o/m").tensors) == 2
+    with pytest.raises(CheckpointError, match="this run is offline"):
+        read_headers("o/other")
     assert hub.requests == []
 
 

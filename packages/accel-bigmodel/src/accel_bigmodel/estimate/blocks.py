@@ -50,9 +50,9 @@ def _walk(module: _Module, name: str, *, blocks: bool) -> Iterator[tuple[str, li
 
 
 def _is_stack(module: _Module) -> bool:
-    """Tell whether at least half of the numbered children have a twin, and modules of their own."""
+    """Tell whether at least half of the numbered children have a twin."""
     numbered = [child for key, child in module.inner.items() if key.isdigit()]
-    if len(numbered) < 2 or not any(child.inner for child in numbered):
+    if len(numbered) < 2:
         return False
     kinds = Counter(
         frozenset((name, weight.shape) for name, weight in _inside(child, "")) for child in numbered

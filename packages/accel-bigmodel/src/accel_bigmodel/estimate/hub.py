@@ -70,7 +70,13 @@ def _online(hub: Any, api: Any, name: str, revision: str | None) -> ModelHeaders
     where = f"{name} on {_host(api.endpoint)}"
     weights = _files(remote, sizes)
     if weights is None:
-        raise NoHeadersError(_without(name, sizes), config=config, library=library, where=where)
+        raise NoHeadersError(
+            _without(name, sizes),
+            config=config,
+            library=library,
+            where=where,
+            fix="name a folder on this machine that holds the model",
+        )
     headers = remote.headers(weights.files)
     chosen = weights.assign({file: list(held) for file, held in headers.items()})
     tensors = {key: headers[file][key] for key, file in chosen.items()}
