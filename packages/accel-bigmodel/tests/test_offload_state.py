@@ -1,7 +1,7 @@
 """The state of models whose weights lie elsewhere, and the memory that using them takes."""
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,44 +65,30 @@ def test_what_a_forward_changed_is_in_it(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps_rollup")
-def test_memory_of_a_model_on_disk_stays_that_of_nothing(tmp_path):
-    """Private memory does not grow by the 64 MiB of weights: pages of files are the system's, to drop."""
-    code = """
-import sys
-import torch
-from torch import nn
-from accel_bigmodel import dispatch_model, init_empty_weights
-from accel_bigmodel.offload.loader import OffloadedWeightsLoader
+def test_memory_of_a_model_on_disk_stays_that_of_nothing(pool, tmp_path):
+    """Memory does not grow by the 64 MiB of weights: pages of files are the system's, to drop."""
 
-def private():
-    lines = open("/proc/self/smaps_rollup").read().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous"))
+    def own():
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous"))
 
-folder, kind = sys.argv[1:]
-with init_empty_weights():
-    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(16))).eval()
-x = torch.ones(1, 1024)
-with torch.inference_mode():
-    nn.Linear(1024, 1024)(x)
-    before = private()
-    if kind == "dat":
-        dispatch_model(model, {"": "disk"}, main_device="cpu", offload_dir=folder)
-    else:
-        names = model.state_dict()
-        path = folder + "/model.safetensors"
-        index = {name: {"safetensors_file": path, "weight_name": name} for name in names}
-        dispatch_model(model, {"": "disk"}, main_device="cpu", offload_index=index)
-    for _ in range(3):
-        model(x)
-print(private() - before)
-"""
+    def run(options):
+        with init_empty_weights():
+            model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(16))).eval()
+        x = torch.ones(1, 1024)
+        with torch.inference_mode():
+            nn.Linear(1024, 1024)(x)
+            before = own()
+            dispatch_model(model, {"": "disk"}, main_device="cpu", **options)
+            for _ in range(3):
+                model(x)
+            return own() - before
+
     plain = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(16)))
     save_file(plain.state_dict(), tmp_path / "model.safetensors")
     offload_state_dict(tmp_path, plain.state_dict())
-    for kind in ("dat", "safe"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path), kind], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+    path = str(tmp_path / "model.safetensors")
+    index = {name: {"safetensors_file": path, "weight_name": name} for name in plain.state_dict()}
+    for options in ({"offload_dir": tmp_path}, {"offload_index": index}):
         # KiB; a copy of a single layer is 4,100.
-        assert int(done.stdout) < 4000
+        assert pool.run(1, run, options)[0] < 4000

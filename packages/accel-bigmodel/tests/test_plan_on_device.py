@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest_plugins = ["accel_core.testing.standin.fixture"]
+from accel_core.testing.standin.fixture import standin  # noqa: F401 - a fixture
 
 
 def run_planned(offload_buffers):
@@ -52,7 +52,7 @@ def run_planned(offload_buffers):
 
 
 @pytest.mark.parametrize("offload_buffers", [False, True])
-def test_devices_with_no_byte_more_than_planned(standin, offload_buffers):
+def test_devices_with_no_byte_more_than_planned(standin, offload_buffers):  # noqa: F811
     ((plan, held, equal, peaks, limits),) = standin.run(1, run_planned, offload_buffers)
     assert set(plan.device_map.values()) == {0, 1, "cpu", "disk"}
     assert equal == [True] * 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,22 @@ class StandIn:
         return self._pool.failures(world, Loaded(function, self._compiled), *args, **options)
 
 
+_STANDIN = pytest.StashKey[StandIn]()
+
+
 @pytest.fixture(scope="session")
-def standin() -> Iterator[StandIn]:
+def standin(pytestconfig: pytest.Config) -> StandIn:
     """Give workers with the stand-in device, not those of ``pool``: what is loaded stays loaded."""
     pytest.importorskip("torch")
     reason = obstacle()
     if reason:
         pytest.skip(reason)
-    compiled = build()
-    with WorkerPool() as pool:
-        yield StandIn(compiled, pool)
+    # Every module that imports this fixture has one of its own; starting the workers takes seconds.
+    if _STANDIN not in pytestconfig.stash:
+        pool = WorkerPool()
+        pytestconfig.add_cleanup(pool.close)
+        pytestconfig.stash[_STANDIN] = StandIn(build(), pool)
+    return pytestconfig.stash[_STANDIN]
 
 
 __all__ = ["StandIn", "standin"]

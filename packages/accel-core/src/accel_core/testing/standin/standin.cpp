@@ -28,12 +28,13 @@ namespace {
 
 constexpr auto kType = c10::DeviceType::PrivateUse1;
 using standin::kDevices;
+constexpr size_t kLimit = size_t(64) << 20;
 thread_local c10::DeviceIndex current = 0;
 
 struct Memory {
   std::atomic<size_t> used{0};
   std::atomic<size_t> peak{0};
-  std::atomic<size_t> limit{size_t(64) << 20};
+  std::atomic<size_t> limit{kLimit};
 };
 std::array<Memory, kDevices> memories;
 
@@ -339,6 +340,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("pinned", [] { return standin::pinned().bytes; });
   m.def("pinned_peak", [] { return standin::pinned().peak; });
   m.def("trace", [](bool on) { standin::log_book().on = on; });
-  m.def("reset", [] { standin::reset(); }, without_gil);
+  m.def("reset", [] {
+    standin::reset();
+    current = 0;
+    for (auto& memory : memories) {
+      memory.limit = kLimit;
+      memory.peak = memory.used.load();
+    }
+  }, without_gil);
   m.def("traced", [] { return standin::log_book().take(); });
 }
