@@ -15,6 +15,7 @@ from accel_core.protocols import Quantizer
 
 from ..offload.block import like
 from ..tensors import named_module_tensors, owner_of
+from .heap import Heap
 from .placing import Places
 from .selection import Selection
 from .stash import Stash
@@ -45,6 +46,7 @@ class Filling:
         self.places = places
         self.stash = Stash(values.source, folder)
         self.reversible = reversible
+        self.heap = Heap()
         self._undo: list[Callable[[], object]] = []
         self._done: dict[tuple[int, torch.device | None], torch.Tensor] = {}
 
@@ -102,8 +104,10 @@ class Filling:
         if parts is None:
             value = self.values.take(name).to(self.places.computes(name), self.selection.dtype)
             parts = self.quantizer.quantize(value)
+            size = value.nbytes if value.device.type == "cpu" else 0
             del value
             self._let_go(first)
+            self.heap.passed(size)
             _finite(parts, name, self.selection.dtype)
         home = torch.device("cpu") if device is None else device
         parts = {key: self._own(part, home, keep=self.places.on_disk(name)) for key, part in parts.items()}
