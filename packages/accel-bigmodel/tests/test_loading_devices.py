@@ -10,8 +10,10 @@ from accel_bigmodel import (
     load_checkpoint_and_dispatch,
     load_checkpoint_in_model,
 )
-from accel_bigmodel.weights.filling import fill, fresh
+from accel_bigmodel.weights import pages as pages_module
+from accel_bigmodel.weights.filling import fill
 from accel_bigmodel.weights.mapped import Location
+from accel_bigmodel.weights.pages import Pages
 from accel_core.errors import CheckpointError
 from accel_core.testing.standin.fixture import standin  # noqa: F401 - a fixture
 
@@ -201,10 +203,26 @@ def deque_of(places):
     assert list(places)
 
 
-def test_fresh_memory_of_any_kind():
-    for shape in ((), (0, 3), (5,), (3 << 20,)):
-        tensor = fresh(shape, torch.float16, torch.device("cpu"))
-        assert (tensor.shape, tensor.dtype) == (torch.Size(shape), torch.float16)
-        tensor.fill_(2)
-        assert (tensor == 2).all()
-    assert fresh((2, 2), torch.int8, torch.device("meta")).is_meta
+def test_pages_are_of_the_size_that_was_faster():
+    for faster in (True, False):
+        pages = Pages()
+        tried = []
+        for _ in range(8):
+            large = pages.choose()
+            tried.append(large)
+            pages.note(large, 16 << 20, 1.0 if large is faster else 2.0)
+        # Two pieces of each, then the better one; until that becomes slow.
+        assert sorted(tried[:4]) == [False, False, True, True]
+        assert tried[4:] == [faster] * 4
+        pages.note(faster, 16 << 20, 100.0)
+        assert pages.choose() is not faster
+
+
+def test_large_pages_are_asked_for_inside_of_the_memory_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pages_module, "_advise", lambda: lambda *place: asked.append(place))
+    mebi = 1 << 20
+    pages_module.ask_for_large(mebi, 6 * mebi)
+    pages_module.ask_for_large(2 * mebi, 4 * mebi)
+    pages_module.ask_for_large(mebi, 2 * mebi)
+    assert asked == [(2 * mebi, 4 * mebi), (2 * mebi, 4 * mebi)]

@@ -11,13 +11,14 @@ from torch import nn
 
 from ..offload.block import like
 from ..tensors import refresh
-from ..weights.filling import fill, fresh
+from ..weights.filling import fill
 from ..weights.mapped import Location
 from .audit import Match, Weights
 from .pieces import Piece, is_shard, local, piece_of, rebuilt
 from .slots import Spot
 
 DISK = "disk"
+_HOST = torch.device("cpu")
 Place = torch.device | str
 """A device, or `DISK`: not in memory."""
 PlaceOf = Callable[[Spot, torch.Tensor, bool], Place]
@@ -55,8 +56,16 @@ def plan(
     for match in matches:
         slot = match.slot
         spots: dict[Place, list[Spot]] = {}
+        # A module that is there under several names has one place, that of its first name.
+        known: dict[tuple[int, str], Place] = {}
         for spot in slot.spots:
-            spots.setdefault(place_of(spot, slot.tensor, slot.buffer), []).append(spot)
+            where = (id(spot.table), spot.key)
+            if where not in known:
+                known[where] = place_of(spot, slot.tensor, slot.buffer)
+            spots.setdefault(known[where], []).append(spot)
+        if DISK in spots and _HOST in spots:
+            # In memory anyway, and tied as it was.
+            spots[_HOST] += spots.pop(DISK)
         for place, here in spots.items():
             if isinstance(place, str):
                 made.offloaded |= {spot.name: (match.source, match.dtype) for spot in here}
@@ -75,7 +84,7 @@ def _in_memory(
         target = local(old)
         made.touched.append(target)
     else:
-        target = fresh(piece.shape, match.dtype, device)
+        target = torch.empty(piece.shape, dtype=match.dtype, device=device)
         new = rebuilt(old, target)
         made.puts += [(spot, new) for spot in spots]
     place = weights.location(match.source)

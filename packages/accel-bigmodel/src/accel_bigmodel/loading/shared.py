@@ -12,7 +12,7 @@ from torch import nn
 
 from accel_core.errors import CapabilityError, CheckpointError, StateError
 
-from ..weights.filling import fill, fresh
+from ..weights.filling import fill
 from ..weights.mapped import Location
 from .audit import Audit, Rules, audit
 from .extras import load_extras
@@ -172,7 +172,7 @@ def _sent(
     device = _wire()
     for parcel in _parcels(names, announced):
         size = _ALIGNED + sum(_room(announced.kind(name)) for name in parcel)
-        buffer = fresh((size,), torch.uint8, device)
+        buffer = torch.empty(size, dtype=torch.uint8, device=device)
         values = dict(_views(buffer, parcel, announced))
         failure: Exception | None = None
         if weights is not None:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import ctypes
 import io
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,13 +24,13 @@ from accel_core.paths import open_to_read
 from accel_core.trouble import explaining
 
 from .mapped import Location
+from .pages import Pages, ask_for_large
 
 PIECE = 16 << 20
 """Bytes that a thread reads before it asks for more work: large enough that asking costs nothing."""
 _MOST_TENSORS = 256
 _SMALL = 4 << 20
 _MOST_THREADS = 8
-_HUGE_PAGES = 14  # MADV_HUGEPAGE of Linux, where mmap of older versions of Python does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,12 @@ def fill(wanted: Iterable[tuple[torch.Tensor, Location]]) -> None:
     total = sum(each.end - each.begin for job in jobs for each in job)
     threads = 1 if total <= _SMALL else max(1, min(_MOST_THREADS, len(jobs), max(2, _processors())))
     waiting = _Waiting(jobs)
+    pages = Pages()
     if threads == 1:
-        _work(waiting)
+        _work(waiting, pages)
         return
     with ThreadPoolExecutor(threads, "accel-fill") as pool:
-        done = [pool.submit(_work, waiting) for _ in range(threads)]
+        done = [pool.submit(_work, waiting, pages) for _ in range(threads)]
         try:
             for each in done:
                 each.result()
@@ -130,8 +129,8 @@ class _Waiting:
             self._jobs = iter(())
 
 
-def _work(waiting: _Waiting) -> None:
-    reader = _Reader()
+def _work(waiting: _Waiting, pages: Pages) -> None:
+    reader = _Reader(pages)
     try:
         with torch.no_grad():
             while (job := waiting.next()) is not None:
@@ -147,7 +146,8 @@ def _work(waiting: _Waiting) -> None:
 class _Reader:
     """The open files and the buffers of one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
         self._files: dict[Path, io.FileIO] = {}
         self._staging: dict[bool, torch.Tensor] = {}
 
@@ -155,14 +155,27 @@ class _Reader:
         host = part.target.device.type == "cpu"
         with explaining("read a file of weights", part.file):
             if host and part.target.dtype == part.dtype:
-                offset = part.start * part.dtype.itemsize
-                self._read(part, _memory(part.target.data_ptr() + offset, part.end - part.begin))
+                self._into_place(part)
                 return
             buffer = self._buffer(pinned=not host)[: part.end - part.begin]
             self._read(part, _memory(buffer.data_ptr(), buffer.numel()))
         values = buffer.view(part.dtype)
         # Waits until the values are there: the buffer is used again.
         part.target.view(-1)[part.start : part.start + values.numel()].copy_(values)
+
+    def _into_place(self, part: Fill) -> None:
+        address = part.target.data_ptr() + part.start * part.dtype.itemsize
+        count = part.end - part.begin
+        into = _memory(address, count)
+        if count < _SMALL:
+            self._read(part, into)
+            return
+        large = self._pages.choose()
+        if large:
+            ask_for_large(address, count)
+        begin = time.perf_counter()
+        self._read(part, into)
+        self._pages.note(large, count, time.perf_counter() - begin)
 
     def _read(self, part: Fill, into: memoryview) -> None:
         file = self._files.get(part.file)
@@ -198,30 +211,4 @@ def _memory(address: int, count: int) -> memoryview:
     return memoryview((ctypes.c_ubyte * count).from_address(address)).cast("B")
 
 
-def fresh(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return uninitialised memory for a tensor; what is large on the host gets large pages where it can.
-
-    To hand over four kilobytes at a time takes the system longer than to read them.
-    """
-    made = torch.empty(shape, dtype=dtype, device=device)
-    size = made.numel() * made.element_size()
-    advise = _advise()
-    if advise is not None and made.device.type == "cpu" and size >= _SMALL:
-        first = -(-made.data_ptr() // 4096) * 4096
-        advise(first, (made.data_ptr() + size - first) // 4096 * 4096)
-    return made
-
-
-@cache
-def _advise() -> Callable[[int, int], Any] | None:
-    if sys.platform != "linux":
-        return None
-    madvise = getattr(ctypes.CDLL(None), "madvise", None)
-    if madvise is None:
-        return None
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    # What it answers does not matter: without it, the same happens in smaller steps.
-    return lambda address, size: madvise(address, size, _HUGE_PAGES)
-
-
-__all__ = ["PIECE", "fill", "fresh"]
+__all__ = ["PIECE", "fill"]

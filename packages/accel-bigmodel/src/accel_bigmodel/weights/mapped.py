@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,6 +83,10 @@ class MappedFile(Mapping[str, torch.Tensor]):
                     where=str(path),
                     fix="install a newer version of torch",
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy maps the file again.
+        return {key: value for key, value in self.__dict__.items() if key != "_map"}
 
     def _place(self, name: str) -> Place:
         return self._places[self.tied.get(name, name)]
