@@ -64,7 +64,9 @@ def dispatch_model(
     if AWAY in places.values():
         on_disk = _under(model, [name for name, place in device_map.items() if place == "disk"], device_map)
         in_memory = _under(model, [name for name in device_map if places[name] is AWAY], device_map) - on_disk
-        offloaded = _gathered(model, in_memory, on_disk, state_dict, offload_dir, offload_index)
+        host = [name for name, place in device_map.items() if str(place) == "cpu"]
+        on_host = _under(model, host, device_map)
+        offloaded = _gathered(model, in_memory, on_disk, on_host, state_dict, offload_dir, offload_index)
     return dispatch(
         model,
         device_map,
@@ -126,12 +128,14 @@ def _under(model: nn.Module, names: Sequence[str], device_map: DeviceMap) -> set
     """Return the names of the tensors whose nearest entry in the map is one of ``names``."""
     wanted = set(names)
     found = set()
-    for full, _ in all_tensors(model):
-        name = full
-        while name and name not in device_map:
-            name = name.rpartition(".")[0]
-        if name in wanted:
-            found.add(full)
+    # A module that is there under several names has one place, that of its first name.
+    for path, module in model.named_modules():
+        for key, _ in all_tensors(module, recurse=False):
+            full = name = f"{path}.{key}" if path else key
+            while name and name not in device_map:
+                name = name.rpartition(".")[0]
+            if name in wanted:
+                found.add(full)
     return found
 
 
@@ -139,6 +143,7 @@ def _gathered(
     model: nn.Module,
     in_memory: set[str],
     on_disk: set[str],
+    on_host: set[str],
     state_dict: Mapping[str, torch.Tensor] | None,
     offload_dir: str | os.PathLike[str] | None,
     offload_index: Mapping[str, Any] | None,
@@ -148,6 +153,14 @@ def _gathered(
     memory = {name: mine[name].to("cpu") for name in sorted(in_memory) if name in mine}
     if not on_disk:
         return memory
+    if offload_index is None:
+        # In memory anyway, under a name that they are tied to.
+        host = {id(each) for name, each in all_tensors(model) if name in on_host and each.device == _CPU}
+        anyway = {name for name, each in all_tensors(model) if name in on_disk and id(each) in host}
+        memory |= {name: mine[name] for name in sorted(anyway)}
+        on_disk = on_disk - anyway
+        if not on_disk:
+            return memory
     index = dict(offload_index) if offload_index is not None else None
     left = left_in_files(model) if index is None else {}
     if set() < on_disk - set(mine) <= set(left):

@@ -79,8 +79,8 @@ def offloading_hook(module: nn.Module) -> AlignDevicesHook | None:
 
 
 def offloaded_names(model: nn.Module) -> Iterator[str]:
-    """Yield the names of the tensors that are in ``model`` during its forwards only."""
-    for path, module in model.named_modules():
+    """Yield all names of the tensors that are in ``model`` during its forwards only."""
+    for path, module in model.named_modules(remove_duplicate=False):
         hook = offloading_hook(module)
         if hook is not None:
             yield from (f"{path}.{name}" if path else name for name in hook.offloaded)

@@ -1,0 +1,113 @@
+"""Modules under several names, tied weights in several places, copies of models with parts elsewhere."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from accel_bigmodel import (
+    dispatch_model,
+    find_tied_parameters,
+    init_empty_weights,
+    load_checkpoint_and_dispatch,
+    load_checkpoint_in_model,
+    remove_hook_from_submodules,
+)
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+
+class Model(nn.Module):
+    """One module under two names, and two layers that share their weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = self.first
+        self.left = nn.Linear(4, 4)
+        self.right = nn.Linear(4, 4)
+        self.right.weight = self.left.weight
+
+    def forward(self, inputs):
+        return self.right(self.left(self.again(self.first(inputs))))
+
+
+def skeleton():
+    with init_empty_weights():
+        return Model()
+
+
+def saved(folder):
+    torch.manual_seed(0)
+    real = Model()
+    state = {name: value.clone() for name, value in real.state_dict().items()}
+    safetensors.save_file(
+        {name: value for name, value in state.items() if "again" not in name and name != "right.weight"},
+        folder / "model.safetensors",
+    )
+    return real, folder
+
+
+MAPS = [
+    {"": "disk"},
+    {"first": "cpu", "again": "disk", "left": "disk", "right": "cpu"},
+    {"first": "disk", "again": "cpu", "left": "cpu", "right": "disk"},
+    {"first": "disk", "left": "cpu", "right": "cpu"},
+]
+
+
+@pytest.mark.parametrize("way", ["at once", "in two steps", "from memory"])
+@pytest.mark.parametrize("device_map", MAPS)
+def test_shared_modules_and_tied_weights_in_several_places(tmp_path, device_map, way):
+    real, folder = saved(tmp_path)
+    inputs = torch.rand(3, 4)
+    expected = real(inputs)
+    if "again" not in device_map and "" not in device_map:
+        device_map = {**device_map, "again": "disk"}
+    if way == "at once":
+        model = load_checkpoint_and_dispatch(skeleton(), folder, device_map)
+    elif way == "in two steps":
+        model = skeleton()
+        load_checkpoint_in_model(model, folder, device_map)
+        model = dispatch_model(model, device_map)
+    else:
+        model = dispatch_model(copy.deepcopy(real), device_map, offload_dir=tmp_path / "away")
+    assert torch.equal(model(inputs), expected)
+    remove_hook_from_submodules(model)
+    assert model.first is model.again
+    assert find_tied_parameters(model) == find_tied_parameters(real)
+    model(inputs).sum().backward()
+    real(inputs).sum().backward()
+    for one, other in zip(model.parameters(), real.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_a_weight_that_is_tied_to_one_in_memory_needs_no_folder(tmp_path):
+    real, _ = saved(tmp_path)
+    model = dispatch_model(
+        copy.deepcopy(real),
+        {"first": "cpu", "left": "cpu", "right.weight": "disk"}
+        | {
+            "right.bias": "cpu",
+            "again": "cpu",
+        },
+    )
+    inputs = torch.rand(3, 4)
+    assert torch.equal(model(inputs), real(inputs))
+
+
+@pytest.mark.parametrize("kind", ["deepcopy", "pickle"])
+def test_copies_of_models_whose_weights_are_in_a_checkpoint(tmp_path, kind):
+    real, folder = saved(tmp_path)
+    model = load_checkpoint_and_dispatch(skeleton(), folder, {"": "disk"})
+    inputs = torch.rand(3, 4)
+    model(inputs)
+    other = copy.deepcopy(model) if kind == "deepcopy" else pickle.loads(pickle.dumps(model))
+    assert len(pickle.dumps(model)) < 100_000
+    for each in (other, model):
+        assert torch.equal(each(inputs), real(inputs))
+    remove_hook_from_submodules(other)
+    assert not any(each.is_meta for each in other.parameters())
+    assert all(each.is_meta for each in model.parameters())
