@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from accel_bigmodel.commands.estimate_memory import EstimateMemory
 from accel_bigmodel.estimate.headers import read_headers
-from accel_bigmodel.estimate.memory import EstimateOptions, estimate_memory
+from accel_bigmodel.estimate.memory import estimate_memory
+from accel_bigmodel.estimate.options import EstimateOptions
 from accel_core.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers")

@@ -14,8 +14,9 @@ from torch import nn
 from accel_bigmodel.estimate import show
 from accel_bigmodel.estimate.bits import WANTED
 from accel_bigmodel.estimate.blocks import layers
-from accel_bigmodel.estimate.memory import EstimateOptions, estimate_memory
+from accel_bigmodel.estimate.memory import estimate_memory
 from accel_bigmodel.estimate.optimizers import STATES, state_bytes
+from accel_bigmodel.estimate.options import EstimateOptions
 from accel_bigmodel.estimate.packed import weights
 from accel_bigmodel.estimate.pickled import shapes
 from accel_bigmodel.estimate.shapes import ModelHeaders, TensorShape

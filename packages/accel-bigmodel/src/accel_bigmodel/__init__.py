@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from .dispatch import dispatch_model as dispatch_model
     from .dtypes import CustomDtype as CustomDtype
     from .estimate.headers import read_headers as read_headers
-    from .estimate.memory import EstimateOptions as EstimateOptions
     from .estimate.memory import MemoryEstimate as MemoryEstimate
     from .estimate.memory import estimate_memory as estimate_memory
+    from .estimate.options import EstimateOptions as EstimateOptions
     from .estimate.shapes import ModelHeaders as ModelHeaders
     from .hooks.align import AlignDevicesHook as AlignDevicesHook
     from .hooks.attach import attach_align_device_hook as attach_align_device_hook
@@ -82,7 +82,7 @@ _NAMES = {
     "CpuOffload": ".hooks.whole",
     "CustomDtype": ".dtypes",
     "DevicePlan": ".planning.plan",
-    "EstimateOptions": ".estimate.memory",
+    "EstimateOptions": ".estimate.options",
     "Lane": ".offload.lane",
     "LayerwiseCastingHook": ".hooks.casting",
     "MemoryEstimate": ".estimate.memory",

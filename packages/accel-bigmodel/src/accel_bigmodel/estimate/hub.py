@@ -14,12 +14,12 @@ from accel_core.weights.header import checked
 from accel_core.weights.index import WeightFiles, read_places
 from accel_core.weights.layout import FAMILIES, PICKLED, SAFE
 
+from .hub_refusals import UnreachableError, answering
 from .local import CONFIG, SAFE_ENDING, read_config, read_local
 from .shapes import ModelHeaders, NoHeadersError, TensorShape
 from .tied import without_ties
 
 _AT_ONCE = 8
-_CLIENTS = {"requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2"}
 _LIKELY = tuple(name for family in FAMILIES for name in (family.single, family.index))
 
 
@@ -36,17 +36,13 @@ def read_hub(name: str, *, revision: str | None, token: str | bool | None, offli
     # Looked up now: the library reads the variable once, when it is imported.
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     try:
-        with _answering(hub, api, name, revision):
+        with answering(hub, api, name, revision):
             return _online(hub, api, name, revision)
-    except _UnreachableError as error:
+    except UnreachableError as error:
         try:
             return _cached(hub, name, revision, "and the Hub cannot be reached")
         except CheckpointError as missing:
             raise error from missing
-
-
-class _UnreachableError(CheckpointError):
-    """Report a Hub that does not answer at all."""
 
 
 def _library() -> Any:
@@ -195,56 +191,6 @@ def _quiet(hub: Any) -> Iterator[None]:
         yield
     finally:
         utils.enable_progress_bars()
-
-
-@contextmanager
-def _answering(hub: Any, api: Any, name: str, revision: str | None) -> Iterator[None]:
-    """Say in our words what the Hub refused."""
-    errors = hub.errors
-    page = f"{api.endpoint.rstrip('/')}/{name}"
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise CheckpointError(
-            f"{name} is gated: its owner wants to know who reads it",
-            where=page,
-            fix="ask for access on that page, then log in with 'hf auth login' or set HF_TOKEN",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{name} has no revision {revision!r}", where=page) from error
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"There is no model {name} that you may see",
-            where=page,
-            fix="check the name; for a private model log in with 'hf auth login' or set HF_TOKEN",
-        ) from error
-    except errors.HFValidationError as error:
-        raise CheckpointError(f"{name!r} is no name of a model: {error}") from error
-    except errors.HfHubHTTPError as error:
-        denied = getattr(error.response, "status_code", 0) in {401, 403}
-        fix = "log in again with 'hf auth login', or set another HF_TOKEN" if denied else "try again later"
-        raise CheckpointError(f"The Hub refused to answer: {_line(error)}", where=page, fix=fix) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _UnreachableError(
-            f"The Hub does not answer: {_line(error)}", where=page, fix="check the network"
-        ) from error
-    except Exception as error:
-        if not _network(error):
-            raise
-        raise _UnreachableError(
-            f"The Hub does not answer: {_line(error)}", where=page, fix="check the network"
-        ) from error
-
-
-def _network(error: Exception) -> bool:
-    """Tell whether a request failed; the client that the library uses depends on its version."""
-    homes = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    return isinstance(error, OSError) or bool(homes & _CLIENTS)
-
-
-def _line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[0][:300]
 
 
 def _host(endpoint: str) -> str:

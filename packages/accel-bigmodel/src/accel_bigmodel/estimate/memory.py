@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from accel_core.errors import ConfigError, Fault, UnknownNameError
+from accel_core.errors import UnknownNameError
 
-from .activations import Run, cache_bytes, inference_bytes, training_bytes
+from .activations import cache_bytes, inference_bytes, training_bytes
 from .architecture import Architecture, architecture
 from .bits import WANTED
 from .blocks import layers
 from .optimizers import STATES, state_bytes
+from .options import EstimateOptions
 from .packed import Weight, packed_bits, quantizer, weights
 from .shapes import ModelHeaders
 
@@ -65,63 +66,6 @@ class Training:
         """Return the sum."""
         states = self.gradients + self.master + self.optimizer
         return self.weights + self.gathered + states + self.activations
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EstimateOptions:
-    """What is asked beside the size of the weights; everything is optional."""
-
-    optimizer: str | None = None
-    """None: the documented figure alone."""
-    batch_size: int | None = None
-    sequence_length: int | None = None
-    gradient_checkpointing: bool = False
-    shards: int = 1
-    """Over how many devices the states (of ``zero_stage``) are cut."""
-    zero_stage: int | None = None
-    """0: nothing, 1: optimizer states, 2: gradients too, 3: weights too. None: 3 with several shards."""
-    master_weights: bool = False
-    """A copy of narrower weights in 32 bits, and the optimizer's states in 32 bits."""
-    eager_attention: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError with everything that cannot be."""
-        faults = [
-            Fault(name, value, "must be at least 1")
-            for name, value in (
-                ("batch_size", self.batch_size),
-                ("sequence_length", self.sequence_length),
-                ("shards", self.shards),
-            )
-            if value is not None and value < 1
-        ]
-        if self.batch_size is not None and self.sequence_length is None:
-            faults.append(Fault("sequence_length", None, "is needed with batch_size", "say how many tokens"))
-        if self.zero_stage is not None and self.zero_stage not in range(4):
-            faults.append(Fault("zero_stage", self.zero_stage, "is none of 0, 1, 2 and 3"))
-        if self.zero_stage == 0 and self.shards > 1:
-            faults.append(Fault("shards", self.shards, "has no effect with zero_stage=0", "leave one out"))
-        if self.zero_stage and self.shards == 1:
-            faults.append(Fault("zero_stage", self.zero_stage, "has no effect on one shard", "add shards"))
-        if faults:
-            raise ConfigError("memory estimate", faults)
-
-    @property
-    def stage(self) -> int:
-        """Return the stage that holds."""
-        return (3 if self.shards > 1 else 0) if self.zero_stage is None else self.zero_stage
-
-    @property
-    def run(self) -> Run | None:
-        """Return the batch; None when none was named."""
-        if self.sequence_length is None:
-            return None
-        return Run(self.batch_size or 1, self.sequence_length, self.eager_attention)
-
-    @property
-    def detailed(self) -> bool:
-        """Tell whether training is shown in its parts."""
-        return self != EstimateOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,4 +237,4 @@ def _library(headers: ModelHeaders) -> str:
     return "timm" if "architecture" in config and "architectures" not in config else ""
 
 
-__all__ = ["EstimateOptions", "Inference", "Loading", "MemoryEstimate", "Training", "estimate_memory"]
+__all__ = ["Inference", "Loading", "MemoryEstimate", "Training", "estimate_memory"]

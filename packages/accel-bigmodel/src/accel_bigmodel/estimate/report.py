@@ -10,7 +10,8 @@ from accel_core.errors import NotInstalledError
 
 from . import show
 from .headers import read_headers
-from .memory import EstimateOptions, estimate_memory
+from .memory import estimate_memory
+from .options import EstimateOptions
 from .shapes import ModelHeaders, NoHeadersError
 
 

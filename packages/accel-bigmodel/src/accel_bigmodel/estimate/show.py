@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .memory import EstimateOptions, MemoryEstimate
+from .memory import MemoryEstimate
+from .options import EstimateOptions
 
 _MOST_NAMES = 3
 _TITLES = {
