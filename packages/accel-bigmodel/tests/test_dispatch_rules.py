@@ -139,6 +139,12 @@ def memory_on_devices():
         assert torch.equal(model(x), expected)
         # One block, the next one, and one whose memory a stream still holds, of sixteen.
         assert device.max_memory_allocated(1) - before < 5 * size
+        device.reset_peak_memory_stats(1)
+        with torch.autocast("standin", dtype=torch.bfloat16):
+            model(x)
+            # What autocast casts is no longer kept than the block it was cast from.
+            assert device.max_memory_allocated(1) - before < 6 * size
+            assert device.memory_allocated(1) - before < 4 * size
         device.set_limit(before + 3 * size // 2, 1)
         big = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 1024), nn.Linear(1024, 256))
         cpu_offload(big, "standin:1")

@@ -205,27 +205,25 @@ class Wiring:
 
     def _settle(self) -> None:
         """Move what stays: a tensor that several modules share is one tensor on each device."""
-        settled: dict[tuple[int, torch.device], torch.Tensor] = {}
-        before: list[torch.Tensor] = []
+        shared: dict[tuple[str, torch.device], torch.Tensor] = {}
         for unit in [*self.units, *self.loose]:
             for name in unit.here:
                 owner, key, table = owner_of(unit.module, name)
-                tensor: torch.Tensor = table[key]
-                # Alive until all is done, so that no other tensor gets its id.
-                before.append(tensor)
-                spot = (id(tensor), unit.device)
-                if spot not in settled:
-                    settled[spot] = self._settled(unit, name, tensor)
-                    self._share(unit, name, settled[spot])
-                table[key] = settled[spot]
+                group = self.tied.group(unit.full(name))
+                if group is None:
+                    table[key] = self._settled(unit, name, table[key])
+                else:
+                    spot = (group, unit.device)
+                    if spot not in shared:
+                        shared[spot] = self._settled(unit, name, table[key])
+                        self._share(group, unit.device, shared[spot])
+                    table[key] = shared[spot]
                 refresh(owner)
 
-    def _share(self, unit: Unit, name: str, tensor: torch.Tensor) -> None:
+    def _share(self, group: str, device: torch.device, tensor: torch.Tensor) -> None:
         """Let offloaded modules that are tied to a tensor find it where it stays."""
-        group = self.tied.group(unit.full(name))
-        if group is not None:
-            self.tied.acquire(group, unit.device, lambda: tensor)
-            self.tied.restored(group, unit.device, lambda: tensor)
+        self.tied.acquire(group, device, lambda: tensor)
+        self.tied.restored(group, device, lambda: tensor)
 
     def _settled(self, unit: Unit, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device.type != "meta":

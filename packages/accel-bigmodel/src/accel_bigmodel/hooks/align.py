@@ -287,6 +287,9 @@ class AlignDevicesHook(ModelHook):
             block.leave()
             for each in self._listing:
                 refresh(each)
+            if torch.is_autocast_enabled(block.device.type):
+                # It keeps what it cast of every weight, which is half of the model in the end.
+                torch.clear_autocast_cache()
         return came_from
 
     def _move(self, args: Any, kwargs: Any, device: torch.device) -> tuple[Any, Any]:

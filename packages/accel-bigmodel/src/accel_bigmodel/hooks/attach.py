@@ -70,7 +70,7 @@ def attach_execution_device_hook(
     What has a hook already keeps it. ``skip_keys``, ``preload_module_classes``: as `dispatch_model` has them.
     """
     for _, each, whole in units(module, "", preload_module_classes or ()):
-        if each is module or not hasattr(each, "_hf_hook"):
+        if not hasattr(each, "_hf_hook"):
             hook = AlignDevicesHook(
                 execution_device,
                 place_submodules=whole,
