@@ -11,6 +11,7 @@ from torch import nn
 
 from accel_bigmodel import (
     CheckpointReport,
+    audit_checkpoint,
     init_empty_weights,
     load_checkpoint_and_dispatch,
     load_checkpoint_in_model,
@@ -290,6 +291,40 @@ def test_what_is_missing_and_left_over_in_a_model_with_values(tmp_path, caplog):
     assert "not in the checkpoint (1): norm.bias" in text
     assert "not in the model (1): other" in text
     assert "strict=False" in text
+
+
+def test_an_audit_loads_nothing_and_raises_nothing(tmp_path, caplog):
+    folder = saved(
+        tmp_path,
+        drop=("head.weight", "norm.bias"),
+        **{"norm.weight": torch.ones(9), "other": torch.ones(1)},
+    )
+    model = skeleton()
+    before = snapshot(model)
+    with caplog.at_level(logging.DEBUG):
+        report = audit_checkpoint(model, folder, dtype="bfloat16")
+    unchanged(model, before)
+    assert not caplog.records
+    assert report.left_on_meta == report.missing == ("norm.bias",)
+    assert report.unexpected == ("other",)
+    assert report.mismatched == {"norm.weight": "shape (9,) in the checkpoint, (8,) in the model"}
+    assert report.recast["embed.weight"] == "float32 to bfloat16"
+    assert not report.ok
+
+
+def test_a_load_does_not_mind_what_is_around_it(tmp_path):
+    folder = saved(tmp_path)
+    for where in (None, {"": "cpu"}, MAPS["mixed"]):
+        model = skeleton()
+        with torch.inference_mode(), torch.device("meta"):
+            load_checkpoint_and_dispatch(model, folder, where, dtype=torch.float64)
+        assert not any(tensor.is_inference() for tensor in model.parameters())
+        assert torch.equal(model(IDS), trained().double()(IDS))
+    model = skeleton()
+    with torch.inference_mode(), torch.device("meta"):
+        load_checkpoint_in_model(model, folder)
+    model(IDS).sum().backward()
+    assert torch.equal(model(IDS), trained()(IDS))
 
 
 def test_a_checkpoint_that_fits_says_nothing(tmp_path, caplog):

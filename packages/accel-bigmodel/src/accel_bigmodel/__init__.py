@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .hooks.forward import remove_hook_from_submodules as remove_hook_from_submodules
     from .hooks.whole import CpuOffload as CpuOffload
     from .hooks.whole import UserCpuOffloadHook as UserCpuOffloadHook
+    from .loading.checkpoint import audit_checkpoint as audit_checkpoint
     from .loading.checkpoint import load_checkpoint_and_dispatch as load_checkpoint_and_dispatch
     from .loading.checkpoint import load_checkpoint_in_model as load_checkpoint_in_model
     from .loading.checkpoint import load_state_dict as load_state_dict
@@ -101,6 +102,7 @@ _NAMES = {
     "attach_align_device_hook_on_blocks": ".hooks.attach",
     "attach_execution_device_hook": ".hooks.attach",
     "attach_layerwise_casting_hooks": ".hooks.casting",
+    "audit_checkpoint": ".loading.checkpoint",
     "calculate_maximum_sizes": ".sizes",
     "check_device_map": ".planning.maps",
     "clean_device_map": ".planning.maps",

@@ -108,6 +108,22 @@ def load_checkpoint_in_model(
     )[0]
 
 
+def audit_checkpoint(
+    model: nn.Module,
+    checkpoint: _Path,
+    dtype: torch.dtype | str | None = None,
+    keep_in_fp32_modules: Sequence[str] | None = None,
+) -> CheckpointReport:
+    """Return what `load_checkpoint_in_model` would find, and load nothing; what does not fit is no error.
+
+    Reads headers only, and the values of tensors that are tied in the model and stored twice. Raises
+    CheckpointError for a checkpoint that cannot be read.
+    """
+    rules = Rules(None if dtype is None else as_dtype(dtype), tuple(keep_in_fp32_modules or ()))
+    weights = opened(checkpoint, model)
+    return audit(model, weights, rules, shape_of=lambda tensor: piece_of(tensor).whole).report
+
+
 def load_checkpoint_and_dispatch(
     model: nn.Module,
     checkpoint: _Path,
@@ -256,10 +272,12 @@ def load(
     weights = opened(checkpoint, model)
     found = audit(model, weights, rules, shape_of=lambda tensor: piece_of(tensor, whole=whole).whole)
     refuse(found.report, str(weights.source), strict=strict, partial=partial, computed=found.computed)
-    made = plan(found.matches, weights, place_of, whole=whole)
-    offloaded = _offloaded(weights, made, offload_folder)
-    carry_out(made, weights, model)
-    load_extras(found, weights)
+    # Made inside torch.inference_mode, parameters could never be trained.
+    with torch.inference_mode(mode=False):
+        made = plan(found.matches, weights, place_of, whole=whole)
+        offloaded = _offloaded(weights, made, offload_folder)
+        carry_out(made, weights, model)
+        load_extras(found, weights)
     if made.offloaded:
         remember(model, weights, made.offloaded)
     return with_offloaded(found.report, made.offloaded), offloaded
@@ -299,4 +317,4 @@ def _with_host(
     return waiting if not offloaded else Layered(waiting, offloaded)
 
 
-__all__ = ["load_checkpoint_and_dispatch", "load_checkpoint_in_model", "load_state_dict"]
+__all__ = ["audit_checkpoint", "load_checkpoint_and_dispatch", "load_checkpoint_in_model", "load_state_dict"]

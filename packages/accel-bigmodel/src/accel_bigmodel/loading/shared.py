@@ -81,6 +81,19 @@ def load_from_rank_0(
             "broadcast_from_rank0=True needs a process group",
             fix="call torch.distributed.init_process_group first, or leave it out",
         )
+    with torch.inference_mode(mode=False):
+        return _load(model, checkpoint, place_of, rules, strict=strict, partial=partial)
+
+
+def _load(
+    model: nn.Module,
+    checkpoint: str | os.PathLike[str],
+    place_of: PlaceOf,
+    rules: Rules,
+    *,
+    strict: bool,
+    partial: bool,
+) -> CheckpointReport:
     weights, announced = _announce(checkpoint, model)
     checked: list[tuple[Audit, Plan]] = []
     failure: Exception | None = None

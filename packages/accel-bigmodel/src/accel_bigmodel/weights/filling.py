@@ -201,10 +201,10 @@ class _Reader:
 def _staging(*, pinned: bool) -> torch.Tensor:
     if pinned:
         try:
-            return torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(PIECE, dtype=torch.uint8, device="cpu", pin_memory=True)
         except (RuntimeError, NotImplementedError):
             pass  # a device that copies from any memory as fast as it can
-    return torch.empty(PIECE, dtype=torch.uint8)
+    return torch.empty(PIECE, dtype=torch.uint8, device="cpu")
 
 
 def _memory(address: int, count: int) -> memoryview:

@@ -100,7 +100,7 @@ class MappedFile(Mapping[str, torch.Tensor]):
         place = self._place(name)
         dtype = DTYPES[place.code]
         if place.begin == place.end:
-            return torch.empty(place.shape, dtype=dtype)
+            return torch.empty(place.shape, dtype=dtype, device="cpu")
         if place.begin % dtype.itemsize:
             # The format allows it, and kernels do not.
             part = torch.frombuffer(
