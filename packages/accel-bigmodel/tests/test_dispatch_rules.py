@@ -396,6 +396,8 @@ def test_running_statistics_go_on(tmp_path):
         ({"": "cpu", "bloks": "cpu"}, {}, UnknownNameError, "'blocks'"),
         ({"": "cpu", "blocks": "dsik"}, {}, UnknownNameError, "'disk'"),
         ({"": "cpu", "blocks": "disk"}, {}, ConfigError, "offload_dir"),
+        ({"": "cpu", "blocks": "cuda:99"}, {}, ConfigError, "blocks='cuda:99': is no device of this machine"),
+        ({"": "cpu"}, {"main_device": 99}, ConfigError, "main_device=99: is no device of this machine"),
     ],
 )
 def test_maps_that_cannot_be(device_map, arguments, error, text):

@@ -138,6 +138,9 @@ def test_the_forward_looks_as_it_did():
     assert inspect.unwrap(module.forward).__doc__ == "Return what came in."
     assert module.forward.__func__ is Echo.forward
     assert module.forward.__self__ is module
+    assert module.forward.__name__ == "forward"
+    assert module.forward.__code__ is Echo.forward.__code__
+    assert not hasattr(module.forward, "nothing")
 
 
 def test_a_forward_that_was_put_in_the_module_comes_back():

@@ -58,7 +58,7 @@ def dispatch_model(
     if getattr(model, "_no_placement_params", None) is None:
         device_map = resolve_device_map(model, device_map) or {}
     unhook(model)
-    main = full_device(main_of(dict(device_map)) if main_device is None else main_device)
+    main = _main(device_map, main_device)
     places = _places(device_map, main)
     offloaded: Mapping[str, torch.Tensor] = {}
     if AWAY in places.values():
@@ -96,7 +96,7 @@ def dispatch(
     have no data yet are taken from ``offloaded``, too.
     """
     unhook(model)
-    main = full_device(main_of(dict(device_map)) if main_device is None else main_device)
+    main = _main(device_map, main_device)
     places = _places(device_map, main)
     wiring = Wiring(
         model,
@@ -117,11 +117,31 @@ def dispatch(
 def _places(device_map: DeviceMap, main: torch.device) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for name, value in device_map.items():
-        place: Place = AWAY if value == "disk" else full_device(value)
+        place: Place = AWAY if value == "disk" else _real(name, value)
         if place == _CPU and main != _CPU:
             place = AWAY
         found[name] = place
     return found
+
+
+def _main(device_map: DeviceMap, given: Device | None) -> torch.device:
+    if given is not None:
+        return _real("main_device", given)
+    first = main_of(dict(device_map))
+    return _real(next((name for name, place in device_map.items() if place == first), "main_device"), first)
+
+
+def _real(name: str, value: Device) -> torch.device:
+    """Return a device that this machine has; raise ConfigError for others, before anything is moved."""
+    try:
+        device = full_device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fault = Fault(
+            name, value, f"is no device of this machine: {error}", "name one that it has, 'cpu' or 'disk'"
+        )
+        raise ConfigError("device map", [fault]) from error
+    return device
 
 
 def _under(model: nn.Module, names: Sequence[str], device_map: DeviceMap) -> set[str]:
@@ -263,7 +283,7 @@ def disk_offload(
 
 def _execution_device(model: nn.Module, given: Device | None) -> torch.device:
     if given is not None:
-        return full_device(given)
+        return _real("execution_device", given)
     first = next(model.parameters(), None)
     return _CPU if first is None or first.device.type == "meta" else first.device
 

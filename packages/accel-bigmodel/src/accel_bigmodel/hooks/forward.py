@@ -55,6 +55,10 @@ class HookedForward:
         """Return the module, as a bound method has it."""
         return self.module
 
+    def __getattr__(self, name: str) -> Any:
+        # What else a method tells: its code, its name, what decorators left on it.
+        return getattr(self.__wrapped__, name)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return HookedForward, (self.module,)
 
