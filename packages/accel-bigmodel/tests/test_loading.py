@@ -293,6 +293,36 @@ def test_what_is_missing_and_left_over_in_a_model_with_values(tmp_path, caplog):
     assert "strict=False" in text
 
 
+@pytest.mark.parametrize("options", [{}, {"strict": True}, {"partial": True}])
+def test_a_checkpoint_without_a_name_in_common_is_always_an_error(tmp_path, options):
+    state = {
+        f"module.{name}": value for name, value in trained().state_dict().items() if name != "head.weight"
+    }
+    safetensors.save_file(state, tmp_path / "model.safetensors")
+    text = refused(Model(), tmp_path, match="nothing was loaded", **options)
+    assert "begin with 'module.': load into the module that holds this one" in text
+    assert "strict=False" not in text
+
+
+def test_what_is_offered_is_there(tmp_path):
+    folder = saved(tmp_path, drop=("head.weight", "norm.bias"))
+    assert "partial=True" in refused(skeleton(), folder, match="nothing was loaded")
+    with pytest.raises(CheckpointError, match="nothing was loaded") as caught:
+        load_checkpoint_and_dispatch(skeleton(), folder, {"": "cpu"})
+    assert "partial" not in str(caught.value)
+
+
+def test_lazy_modules_take_the_shapes_of_the_checkpoint(tmp_path):
+    real = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).eval()
+    safetensors.save_file(real.state_dict(), tmp_path / "model.safetensors")
+    inputs = torch.rand(2, 5)
+    for where in (None, {"": "cpu"}, {"": "disk"}):
+        with init_empty_weights():
+            model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d()).eval()
+        model = load_checkpoint_and_dispatch(model, tmp_path, where)
+        assert torch.equal(model(inputs), real(inputs))
+
+
 def test_an_audit_loads_nothing_and_raises_nothing(tmp_path, caplog):
     folder = saved(
         tmp_path,

@@ -265,7 +265,7 @@ def load(
     *,
     offload_folder: _Path | None = None,
     strict: bool = False,
-    partial: bool = False,
+    partial: bool | None = None,
     whole: bool = True,
 ) -> tuple[CheckpointReport, Mapping[str, torch.Tensor]]:
     """Load what stays in memory; return the report, and the weights that are left in files by name."""

@@ -59,15 +59,21 @@ def refuse(
             )
         lost = [name for name in report.left_on_meta if name not in set(computed)]
         if lost:
-            otherwise = "" if partial is None else "; partial=True loads what there is"
-            fixes.append(_guess(lost, report.unexpected, otherwise))
+            fixes.append(
+                _guess(lost, report.unexpected)
+                or "complete the checkpoint; tie the weights of the model before loading, if it shares them"
+            )
+            fixes += [] if partial is None else ["partial=True loads what there is"]
     real = [name for name in report.missing if name not in set(report.left_on_meta)]
-    if strict and real:
+    nothing = bool(real and report.unexpected) and not report.restored
+    if real and (strict or nothing):
+        # Without a name in common, this is another model, or another part of it: nobody wants that.
         lines.append(_line("not in the checkpoint", real))
-        fixes.append("strict=False leaves them as they are")
+        fixes.append(_guess(real, report.unexpected))
+        fixes += [] if nothing else ["strict=False leaves them as they are"]
     if report.unexpected and (strict or lines):
         lines.append(_line("not in the model", report.unexpected))
-        if strict:
+        if strict and not nothing:
             fixes.append("strict=False leaves them out")
     if lines:
         raise CheckpointError(
@@ -93,8 +99,8 @@ def _line(text: str, names: Collection[str] = ()) -> str:
     return f"{text} ({len(names)}): {shown}{rest}"
 
 
-def _guess(missing: Sequence[str], unexpected: Sequence[str], otherwise: str) -> str:
-    """Return what may be the matter: a prefix that one of the two has, a name that is spelt otherwise."""
+def _guess(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Return what may be the matter, or nothing: a prefix that one of the two has, or another spelling."""
     others = set(unexpected)
     for name in missing[:_MOST_SHOWN]:
         longer = next((each for each in unexpected if each.endswith(f".{name}")), None)
@@ -111,9 +117,7 @@ def _guess(missing: Sequence[str], unexpected: Sequence[str], otherwise: str) ->
     near = nearest(missing[0], unexpected) if unexpected else None
     if near is not None:
         return f"{missing[0]!r} may be called {near!r} in the checkpoint: rename one of them"
-    return (
-        "complete the checkpoint; tie the weights of the model before loading, if it shares them" + otherwise
-    )
+    return ""
 
 
 __all__ = ["CheckpointReport", "refuse", "with_offloaded"]
