@@ -73,7 +73,7 @@ def load_from_rank_0(
     rules: Rules,
     *,
     strict: bool,
-    partial: bool,
+    partial: bool | None,
 ) -> CheckpointReport:
     """Load on all ranks what rank 0 reads. Whatever goes wrong on one rank is an error on all."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -92,7 +92,7 @@ def _load(
     rules: Rules,
     *,
     strict: bool,
-    partial: bool,
+    partial: bool | None,
 ) -> CheckpointReport:
     weights, announced = _announce(checkpoint, model)
     checked: list[tuple[Audit, Plan]] = []

@@ -1,0 +1,131 @@
+"""One load from its check to its end, and what is looked at before and after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from accel_core.errors import CheckpointError, ConfigError, Fault, StateError
+
+from ..guard import offloaded_names
+from ..offload.folder import INDEX, offload_state_dict, read_index
+from ..offload.loader import OffloadedWeightsLoader
+from ..sources import Layered
+from ..tensors import all_tensors
+from .audit import Rules, audit
+from .extras import load_extras
+from .naming import Translated, opened
+from .offloaded import OffloadedWeights, remember
+from .pieces import piece_of
+from .placing import PlaceOf, Plan, carry_out, plan
+from .report import CheckpointReport, refuse, with_offloaded
+from .slots import nearest_entry
+from .where import DeviceMap
+
+_Path = str | os.PathLike[str]
+
+
+def load(
+    model: nn.Module,
+    checkpoint: _Path,
+    place_of: PlaceOf,
+    rules: Rules,
+    *,
+    offload_folder: _Path | None = None,
+    strict: bool,
+    partial: bool | None = None,
+    whole: bool = True,
+    broadcast: bool = False,
+) -> tuple[CheckpointReport, Mapping[str, torch.Tensor]]:
+    """Load what stays in memory; return the report, and the weights that are left in files by name."""
+    _in_one_piece(model)
+    if broadcast:
+        if not whole:
+            fault = Fault("full_state_dict", False, "rank 0 does not have the shards of the others")
+            raise ConfigError("loading with broadcast_from_rank0=True", [fault])
+        from .shared import load_from_rank_0
+
+        return load_from_rank_0(model, checkpoint, place_of, rules, strict=strict, partial=partial), {}
+    weights = opened(checkpoint, model)
+    found = audit(model, weights, rules, shape_of=lambda tensor: piece_of(tensor, whole=whole).whole)
+    refuse(found.report, str(weights.source), strict=strict, partial=partial, computed=found.computed)
+    # Made inside torch.inference_mode, parameters could never be trained.
+    with torch.inference_mode(mode=False):
+        made = plan(found.matches, weights, place_of, whole=whole)
+        offloaded = _offloaded(weights, made, offload_folder)
+        carry_out(made, weights, model)
+        load_extras(found, weights)
+    if made.offloaded:
+        remember(model, weights, made.offloaded)
+    return with_offloaded(found.report, made.offloaded), offloaded
+
+
+def _in_one_piece(model: nn.Module) -> None:
+    """Refuse a model whose hooks would put other values over those that are loaded."""
+    name = next(offloaded_names(model), None)
+    if name is not None:
+        raise StateError(
+            f"Nothing can be loaded into a model that is offloaded already, with {name!r} for one",
+            where=type(model).__name__,
+            fix="load into a new skeleton, or bring it back with remove_hook_from_submodules(model) first",
+        )
+
+
+def _offloaded(weights: Translated, made: Plan, folder: _Path | None) -> OffloadedWeights:
+    """Return the weights that stay in files: in those of the checkpoint, or in copies in ``folder``."""
+    left = sorted({source for source, _ in made.offloaded.values() if weights.location(source) is None})
+    if not left:
+        return OffloadedWeights(weights, made.offloaded)
+    if folder is None:
+        raise CheckpointError(
+            f"{len(left)} tensors are to be on the disk, and are in a file that cannot be used in place",
+            where=f"{weights.source}: {left[0]}",
+            fix="give offload_folder=, where a copy is put; or save the checkpoint as safetensors",
+        )
+    kinds = dict(made.offloaded.values())
+    offload_state_dict(folder, OffloadedWeights(weights, {name: (name, kinds[name]) for name in left}))
+    index = {name: info for name, info in read_index(Path(folder) / INDEX).items() if name in kinds}
+    return OffloadedWeights(OffloadedWeightsLoader(save_folder=folder, index=index), made.offloaded)
+
+
+def with_host(
+    model: nn.Module,
+    device_map: DeviceMap,
+    main: torch.device,
+    offloaded: Mapping[str, torch.Tensor],
+) -> Mapping[str, torch.Tensor]:
+    """Return ``offloaded`` with the weights that wait in the host's memory for another device."""
+    if main.type == "cpu":
+        return offloaded
+    waiting = {
+        name: tensor.detach()
+        for name, tensor in all_tensors(model)
+        if tensor.device.type == "cpu" and str(nearest_entry(name, device_map)) == "cpu"
+    }
+    return waiting if not offloaded else Layered(waiting, offloaded)
+
+
+def nothing_lost(model: nn.Module) -> None:
+    """Raise CheckpointError for a tensor that has no data, and no hook that brings it.
+
+    Some operations of torch take one for numbers, and compute something.
+    """
+    without = [name for name, tensor in all_tensors(model) if tensor.device.type == "meta"]
+    if not without:
+        return
+    brought = set(offloaded_names(model))
+    lost = [name for name in without if name not in brought]
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} tensors of the model would have no data when it runs: {', '.join(lost[:5])}",
+            where=type(model).__name__,
+            fix="place them on a device, or name the class of the module that uses them in "
+            "preload_module_classes",
+        )
+
+
+__all__ = ["load", "nothing_lost", "with_host"]
