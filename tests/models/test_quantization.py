@@ -245,6 +245,27 @@ def test_gradients_reach_the_input(folder: Path) -> None:
         assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("config", [NF4, FP4, NESTED], ids=["nf4", "fp4", "nested"])
+def test_four_bits_are_as_they_were_after_fast_forwards(config: Any, folder: Path) -> None:
+    made: Any = load_and_quantize_model(skeleton(), config, folder)
+    layer = made.blocks[0].up
+    wanted = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    x = torch.randn(3, 128, dtype=config.torch_dtype, requires_grad=True)
+    gradient = torch.autograd.grad(layer(x).sum(), x)[0]
+    first = output(made)
+    for _ in range(2):
+        assert torch.equal(output(made), first)
+        assert torch.equal(torch.autograd.grad(layer(x).sum(), x)[0], gradient)
+        output(made)
+        again = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        assert torch.equal(again, wanted)
+        twin = copy.deepcopy(layer)
+        with torch.no_grad():
+            assert torch.equal(twin(x.detach()), layer(x.detach()))
+        again = bnb.functional.dequantize_4bit(twin.weight.data, twin.weight.quant_state)
+        assert torch.equal(again, wanted)
+
+
 OTHERS = [
     (EIGHT, NF4, "8 bits of bitsandbytes.*4 bits of bitsandbytes, nf4"),
     (NF4, EIGHT, "4 bits of bitsandbytes, nf4.*8 bits"),

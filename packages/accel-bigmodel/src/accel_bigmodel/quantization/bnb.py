@@ -26,12 +26,8 @@ class BnbQuantizer:
     def __init__(self, config: BnbQuantizationConfig) -> None:
         if find_spec("bitsandbytes") is None:
             raise NotInstalledError("quantizer", self.name, "bitsandbytes")
-        from . import bnb_layers
-
         self.config = config
-        self._kind: Kind = (
-            bnb_layers.EightBits(config) if config.load_in_8bit else bnb_layers.FourBits(config)
-        )
+        self._kind = _kind(config)
 
     def check(self, device: torch.device) -> None:
         """Raise CapabilityError with the reason if layers cannot compute on ``device``."""
@@ -80,6 +76,16 @@ class BnbQuantizer:
             wanted = self.config.load_in_8bit if name.endswith("8bit") else self.config.load_in_4bit
             if wanted:
                 setattr(model, name, True)
+
+
+def _kind(config: BnbQuantizationConfig) -> Kind:
+    if config.load_in_8bit:
+        from .bnb_eight import EightBits
+
+        return EightBits(config)
+    from .bnb_four import FourBits
+
+    return FourBits(config)
 
 
 __all__ = ["BnbQuantizer"]
