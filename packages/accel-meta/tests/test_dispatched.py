@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from accel import Accelerator, cpu_offload, dispatch_model
+from accel import Accelerator, cpu_offload, disk_offload, dispatch_model
 from accel_core.errors import PrepareError
 from accel_state import process
 
@@ -82,3 +82,26 @@ def test_one_device_is_not_several():
     model = nn.Linear(2, 2)
     assert not accelerator.verify_device_map(dispatch_model(model, {"": "cpu"}))
     assert not accelerator.verify_device_map(cpu_offload(nn.Linear(2, 2)))
+
+
+@pytest.mark.world(1, 2)
+def test_every_process_computes_with_a_model_that_is_offloaded(pool, world, tmp_path):
+    def run() -> list[bool]:
+        accelerator = Accelerator(cpu=True)
+        torch.manual_seed(0)
+        inputs = torch.randn(2, 4)
+        equal = []
+        for number in range(3):
+            model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+            wanted = model(inputs)
+            folder = tmp_path / f"{number}-{accelerator.process_index}"
+            if number == 0:
+                model = cpu_offload(model, "cpu")
+            elif number == 1:
+                model = disk_offload(model, folder, "cpu")
+            else:
+                model = dispatch_model(model, {"0": "disk", "2": "cpu"}, offload_dir=folder)
+            equal.append(torch.equal(accelerator.prepare(model)(inputs), wanted))
+        return equal
+
+    assert pool.run(world, run) == [[True] * 3] * world

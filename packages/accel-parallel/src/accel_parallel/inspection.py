@@ -91,14 +91,16 @@ def check_not_shared(unit: Unit) -> None:
 
 def check_one_device(unit: Unit, device: torch.device) -> None:
     """Raise PrepareError when the model is spread over devices."""
-    spread = sorted(placed_devices(unit.model))
+    away = offloads(unit.model)
+    # What is offloaded comes to the device that computes, wherever it is kept.
+    spread = sorted(placed_devices(unit.model) - ({"cpu", "disk"} if away else set()))
     if len(spread) > 1:
         raise PrepareError(
             f"The model of unit {unit.name!r} is dispatched over several devices: {', '.join(spread)}",
             where="its hf_device_map",
             fix="data parallelism needs the whole model on each process's device: load it without device_map",
         )
-    if unit.place and not spread:
+    if (unit.place or away) and not spread:
         return
     if spread and ("disk" in spread or not _same_device(torch.device(*spread), device)):
         raise PrepareError(
@@ -107,7 +109,7 @@ def check_one_device(unit: Unit, device: torch.device) -> None:
             fix="load it without device_map, or each process's copy on the process's own device",
         )
     first: tuple[str, torch.Tensor] | None = None
-    for name, tensor in unit.model.named_parameters():
+    for name, tensor in () if away else unit.model.named_parameters():
         if first is None:
             first = (name, tensor)
         elif tensor.device != first[1].device:

@@ -7,7 +7,7 @@ from torch import nn
 
 from accel_core.protocols import Unit
 
-from .inspection import placed_devices
+from .inspection import offloads, placed_devices
 from .optimizer import place_state
 
 
@@ -18,11 +18,11 @@ def _named(model: nn.Module) -> dict[str, nn.Parameter]:
 def place(unit: Unit, device: torch.device) -> None:
     """Move the unit's model to ``device`` and let its optimizers follow.
 
-    A model that was dispatched over devices stays where it is. On most hardware a parameter is the
-    same object after the move; where it is not (XLA), shared parameters are shared again and the
-    optimizers are given the new ones, by name.
+    A model that was dispatched over devices, or is offloaded, stays where it is. On most hardware a
+    parameter is the same object after the move; where it is not (XLA), shared parameters are shared again
+    and the optimizers are given the new ones, by name.
     """
-    if not unit.place or placed_devices(unit.model):
+    if not unit.place or placed_devices(unit.model) or offloads(unit.model):
         return
     before = _named(unit.model)
     unit.model.to(device)

@@ -20,7 +20,13 @@ from accel_parallel import join, local_sgd
 from accel_parallel.compiling import compile_model
 from accel_parallel.container import SharedModel
 from accel_parallel.gradients import TorchGradients
-from accel_parallel.inspection import check_not_meta, check_not_shared, check_one_device, check_owners
+from accel_parallel.inspection import (
+    check_not_meta,
+    check_not_shared,
+    check_one_device,
+    check_owners,
+    offloads,
+)
 from accel_parallel.placement import place
 from accel_parallel.states import PlainState
 from accel_parallel.watch import ReductionWatch
@@ -120,8 +126,8 @@ class DataParallel(StrategyBase):
     def wrap(self, unit: Unit) -> Unit:
         """Return the unit ready to train: placed, in the precision, compiled if asked, in torch's container.
 
-        Units for evaluation and models without trainable parameters have no gradients to average, and
-        stay out of the container.
+        Units for evaluation, and models that are offloaded or have no trainable parameters, have no gradients
+        to average, and stay out of the container.
         """
         self.check(unit)
         self._forget(unit.model)
@@ -130,7 +136,7 @@ class DataParallel(StrategyBase):
         # Inside the container: its hooks and ours stay untraced, and torch still cuts the graphs at the
         # container's buckets, since it traces in the first call, from within the container's forward.
         compile_model(model, self.context.settings.get("dynamo"))
-        if unit.evaluation:
+        if unit.evaluation or offloads(model):
             return replace(unit, model=model)
         if any(parameter.requires_grad for parameter in model.parameters()):
             model = self._share(model)
