@@ -53,7 +53,7 @@ def fill(wanted: Iterable[tuple[torch.Tensor, Location]]) -> None:
     wanted = list(wanted)
     _long_enough(place for _, place in wanted)
     for device in {target.device for target, _ in wanted if target.device.type not in {"cpu", "meta"}}:
-        # Threads copy on streams of their own; what was in this memory before may still be in use on this one.
+        # Threads copy on their own streams; what was in this memory before may still be in use on this one.
         torch.get_device_module(device).synchronize(device)
     jobs = list(_jobs(wanted))
     total = sum(each.end - each.begin for job in jobs for each in job)
