@@ -13,7 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from accel_bigmodel import BnbQuantizationConfig, init_empty_weights, load_and_quantize_model, offloaded_state
+from accel_bigmodel import (
+    BnbQuantizationConfig,
+    init_empty_weights,
+    load_and_quantize_model,
+    offloaded_state,
+    remove_hook_from_submodules,
+)
 from accel_core import plugins
 from accel_core.errors import (
     CapabilityError,
@@ -21,6 +27,7 @@ from accel_core.errors import (
     ConfigError,
     NotInstalledError,
     PrepareError,
+    StateError,
     UnknownNameError,
 )
 from accel_core.testing.quantizing import RowLinear, RowQuantizer
@@ -439,11 +446,21 @@ def run_on_standin(folder: str, away: str) -> list[bool]:
             got = made(IDS.to("standin"))
         assert got.device.type == "standin"
         results.append(torch.equal(got, wanted))
+    quantized = load_and_quantize_model(model(), Rows(), device_map="cpu")
+    blocks = sum(parameter.nbytes for parameter in quantized.blocks.parameters())
+    room = sum(tensor.nbytes for tensor in quantized.state_dict().values())
+    # Half of the blocks do not fit beside the rest, once the largest layer that comes and goes has its room.
+    made = load_and_quantize_model(
+        skeleton(), Rows(), folder, device_map="sequential", max_memory={0: room - blocks // 2, "cpu": 2**20}
+    )
+    assert set(map(str, made.hf_device_map.values())) == {"0", "cpu"}
+    with torch.no_grad():
+        results.append(torch.equal(made(IDS.to("standin")), wanted))
     return results
 
 
 def test_on_another_device(standin: StandIn, folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    assert standin.run(1, run_on_standin, str(folder), str(tmp_path / "away")) == [[True] * 4]
+    assert standin.run(1, run_on_standin, str(folder), str(tmp_path / "away")) == [[True] * 5]
 
 
 def load_under_a_limit(folder: str, count: int, limit: int) -> int:
@@ -497,3 +514,19 @@ def test_what_is_offloaded_is_saved_from_where_it_lies(folder: Path, tmp_path: P
     wanted = load_and_quantize_model(skeleton(), Rows(), folder).state_dict()
     assert state.keys() == wanted.keys()
     assert all(torch.equal(state[name], value) for name, value in wanted.items())
+
+
+def test_copies_and_what_is_taken_back_into_memory(folder: Path, tmp_path: Path) -> None:
+    made = load_and_quantize_model(
+        skeleton(), Rows(), folder, device_map={"": "disk"}, offload_folder=tmp_path / "away"
+    )
+    wanted = output(by_hand())
+    for one in (copy.deepcopy(made), made):
+        assert torch.equal(output(one), wanted)
+        with pytest.raises((CapabilityError, StateError)):
+            one.half()
+        with pytest.raises(StateError, match="offloaded"):
+            one.to("cpu")
+        remove_hook_from_submodules(one)
+        assert not any(parameter.is_meta for parameter in one.parameters())
+        assert torch.equal(output(one), wanted)
