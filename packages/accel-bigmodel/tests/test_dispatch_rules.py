@@ -408,6 +408,16 @@ def test_maps_that_cannot_be(device_map, arguments, error, text):
     assert torch.equal(generate(model), generate(decoder()))
 
 
+def test_weights_of_another_shape_are_refused():
+    state = decoder().state_dict() | {"blocks.3.qkv.bias": torch.ones(3)}
+    with init_empty_weights():
+        skeleton = Decoder()
+    for model in (decoder(), skeleton):
+        with pytest.raises(CheckpointError, match=r"'blocks.3.qkv.bias' has shape \(12,\)"):
+            cpu_offload(model, "cpu", state_dict=state)
+        assert not any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
 def test_tensors_without_data_are_named():
     with init_empty_weights():
         model = Decoder()

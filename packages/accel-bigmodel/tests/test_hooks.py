@@ -347,6 +347,18 @@ def test_weights_that_nobody_has():
         add_hook_to_module(module, AlignDevicesHook("cpu"))
 
 
+def test_weights_of_another_module():
+    """As when an embedding was made larger, and the hook of the first is put on the new one."""
+    old = add_hook_to_module(nn.Embedding(3, 2), AlignDevicesHook("cpu", offload=True))
+    new = nn.Embedding(4, 2)
+    with pytest.raises(
+        CheckpointError, match=r"shape \(4, 2\), and the offloaded weights have 'weight' of shape"
+    ):
+        add_hook_to_module(new, old._hf_hook)
+    assert new.weight.device.type == "cpu"
+    assert not hasattr(new, "_hf_hook")
+
+
 def test_a_hook_without_a_device_moves_nothing():
     module = add_hook_to_module(nn.Linear(2, 2), AlignDevicesHook(io_same_device=True))
     assert module(torch.ones(1, 2)).shape == (1, 2)

@@ -11,8 +11,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from accel_core.errors import CheckpointError
 
-from .guard import hooks_of
-from .hooks.align import AlignDevicesHook
+from .guard import guard, hooks_of
+from .hooks.align import AlignDevicesHook, same_shape
 from .hooks.attach import taken_whole
 from .hooks.base import SequentialHook
 from .hooks.forward import add_hook_to_module, remove_hook_from_module
@@ -159,10 +159,13 @@ class Wiring:
             for name in [*unit.away, *unit.here]:
                 full = unit.full(name)
                 tensor = _tensor(unit, name)
-                known = self.tied.spelled(full, offloaded) in offloaded
+                spelled = self.tied.spelled(full, offloaded)
+                known = spelled in offloaded
                 if tensor.device.type == "meta" and not known:
                     lost.append(full)
-                elif name in away and not known:
+                elif name in away and known:
+                    same_shape(tensor, offloaded, spelled, repr(full))
+                elif name in away:
                     place = self._tensor_place(full)
                     where = place if isinstance(place, torch.device) else torch.device("cpu")
                     own[full] = moved(tensor, where).detach()
@@ -201,6 +204,8 @@ class Wiring:
                 if unit.device not in lanes:
                     lanes[unit.device] = Lane(unit.device)
                 hook.lane = lanes[unit.device]
+                # A part of the model may not be moved or cast either.
+                guard(unit.module)
             add_hook_to_module(unit.module, hook, append=True)
 
     def _settle(self) -> None:

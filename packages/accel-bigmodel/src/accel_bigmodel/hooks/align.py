@@ -16,6 +16,7 @@ from accel_core.errors import CheckpointError, StateError
 from ..offload.block import OffloadedBlock
 from ..offload.lane import Lane
 from ..offload.loader import PrefixedDataset
+from ..offload.placeholder import plain_class
 from ..offload.tied import TiedTensors
 from ..tensors import (
     TiedMap,
@@ -169,6 +170,9 @@ class AlignDevicesHook(ModelHook):
             names.append(name)
             if given is None or not self._has(given, name):
                 own[name] = _kept(name, tensor, module)
+            else:
+                dataset, key = self._spelled(given, name)
+                same_shape(tensor, dataset, key, f"{name!r} of {type(module).__name__}")
         if own:
             self.weights_map = own if given is None else ChainMap(own, given)  # type: ignore[arg-type]
         elif given is None:
@@ -348,6 +352,22 @@ class AlignDevicesHook(ModelHook):
             self._refresh()
 
 
+def same_shape(tensor: torch.Tensor, source: Mapping[str, torch.Tensor], key: str, shown: str) -> None:
+    """Refuse weights of another module: a hook may have been put on what took the place of the first."""
+    if plain_class(tensor) not in {torch.Tensor, nn.Parameter}:
+        return
+    if tensor.device.type == "meta" and not isinstance(source, dict):
+        # Asking for it may read it, and who planned this for a skeleton has looked.
+        return
+    found = source[key].shape
+    if found != tensor.shape:
+        raise CheckpointError(
+            f"{shown} has shape {tuple(tensor.shape)}, and the offloaded weights have {key!r} of shape "
+            f"{tuple(found)}",
+            fix="offload it by weights of its own; a hook without weights_map keeps those that it finds",
+        )
+
+
 def full_device(device: Device) -> torch.device:
     """Return ``device`` as tensors on it say it: an accelerator with its number."""
     found = torch.device(device)
@@ -381,4 +401,4 @@ def _back(devices: list[torch.device]) -> torch.device:
     return next((each for each in devices if each.type != "meta"), torch.device("cpu"))
 
 
-__all__ = ["AlignDevicesHook", "full_device"]
+__all__ = ["AlignDevicesHook", "full_device", "same_shape"]

@@ -149,13 +149,11 @@ def attach_align_device_hook_on_blocks(
         add_hook_to_module(each, hook, append=True)
     first = _nearest(devices, module_name) if devices is not None else execution_device
     outer = AlignDevicesHook(first, io_same_device=True, skip_keys=skip_keys)  # type: ignore[arg-type]
-    outer_only(module, outer)
+    _outer(module, outer)
 
 
-def outer_only(module: nn.Module, hook: AlignDevicesHook) -> None:
-    """Put ``hook`` around everything that ``module`` has; it concerns inputs and outputs alone."""
-    if not hook.offload:
-        hook.place_submodules = False
+def _outer(module: nn.Module, hook: AlignDevicesHook) -> None:
+    """Put ``hook``, which concerns inputs and outputs alone, around ``module``."""
     there = getattr(module, "_hf_hook", None)
     if isinstance(there, AlignDevicesHook):
         # One hook is cheaper than two in a row, and others look for this one.
@@ -178,7 +176,6 @@ __all__ = [
     "attach_align_device_hook_on_blocks",
     "attach_execution_device_hook",
     "has_own_tensors",
-    "outer_only",
     "taken_whole",
     "units",
 ]
