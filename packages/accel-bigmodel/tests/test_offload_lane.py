@@ -80,9 +80,10 @@ def traced(function):
     return result, races(log)
 
 
-def test_outputs_are_equal_blocks_are_ahead_and_nothing_races(standin):  # noqa: F811
+@pytest.mark.parametrize("device", ["standin:0", "standin:1"])
+def test_outputs_are_equal_blocks_are_ahead_and_nothing_races(standin, device):  # noqa: F811
     def run():
-        chain, x = Chain(), torch.randn(4, WIDTH)
+        chain, x = Chain(device=device), torch.randn(4, WIDTH)
         torch.standin.set_delay(0.002)
 
         def loops():
@@ -332,6 +333,56 @@ def test_threads_with_streams_of_their_own(standin):  # noqa: F811
         return wrong, found, parked
 
     assert standin.run(1, run) == [([], [], {"meta"})]
+
+
+def test_threads_orders_by_chance_and_little_memory(standin):  # noqa: F811
+    """Whatever happens, a forward is right or says that there is no room, and the next one is right."""
+
+    def work(chain, seed, wrong):
+        draw = random.Random(seed)
+        if draw.random() < 0.6:
+            torch.accelerator.set_stream(torch.Stream(device=chain.device))
+        with torch.inference_mode():
+            for _ in range(10):
+                order = [draw.randrange(8) for _ in range(draw.randrange(1, 9))]
+                x = torch.full((2, WIDTH), draw.random())
+                try:
+                    found = chain(x, order)
+                except torch.OutOfMemoryError:
+                    wrong.append("no room")
+                    continue
+                if not torch.equal(found, chain.expected(x, order)):
+                    wrong.append((seed, order))
+
+    def run():
+        outcomes = []
+        for seed in range(8):
+            torch.standin.reset()
+            draw = random.Random(seed)
+            chain, wrong = Chain(8, limit=draw.choice([8192, 1 << 16]), tie=seed % 2 == 0), []
+            torch.standin.set_delay(draw.choice([0, 0.0001]))
+            before = torch.standin.memory_allocated()
+            torch.standin.set_limit(before + int(chain.size * draw.choice([1.1, 2.2, 9])) + 3000)
+
+            def together(chain=chain, wrong=wrong, seed=seed):
+                threads = [
+                    threading.Thread(target=work, args=(chain, 10 * seed + number, wrong))
+                    for number in range(1 + seed % 4)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+
+            found = traced(together)[1]
+            parked = {each.device.type for each in chain.layers.parameters()}
+            torch.standin.set_limit(1 << 26)
+            x = torch.ones(1, WIDTH)
+            after = torch.equal(chain(x), chain.expected(x))
+            outcomes.append((found, parked, after, [each for each in wrong if each != "no room"]))
+        return outcomes
+
+    assert standin.run(1, run) == [[([], {"meta"}, True, [])] * 8]
 
 
 def test_tied_tensors_that_several_blocks_use_at_once(standin):  # noqa: F811
