@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from accel_bigmodel import (
@@ -206,6 +208,37 @@ def test_recurrent_layers_know_their_new_weights(tmp_path):
     load_checkpoint_in_model(model, tmp_path)
     inputs = torch.rand(5, 2, 4)
     assert torch.equal(model(inputs)[0], real(inputs)[0])
+
+
+PARTS = ["embed", "blocks.0", "blocks.1.0", "blocks.1.1", "blocks.2", "norm", "scale", "shift", "head"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    places=st.lists(st.sampled_from(["cpu", "disk"]), min_size=len(PARTS), max_size=len(PARTS)),
+    stored=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    wanted=st.sampled_from([None, torch.float32, torch.bfloat16]),
+    kind=st.sampled_from(["safe", "torch"]),
+    shards=st.integers(1, 4),
+    empty=st.booleans(),
+    buffers=st.booleans(),
+)
+def test_any_places_and_dtypes(tmp_path_factory, places, stored, wanted, kind, shards, empty, buffers):
+    folder = saved(tmp_path_factory.mktemp("any"), trained(stored), kind=kind, shards=shards)
+    expected = trained(stored).to(wanted or torch.float32)
+    start = skeleton() if empty else Model().eval()
+    start.shift = start.shift.to(wanted or torch.float32)
+    start.shift.fill_(0.5)
+    model = load_checkpoint_and_dispatch(
+        start,
+        folder,
+        dict(zip(PARTS, places, strict=True)),
+        offload_folder=folder / "offload",
+        dtype=wanted,
+        offload_buffers=buffers,
+        strict=True,
+    )
+    assert torch.equal(model(IDS), expected(IDS))
 
 
 # -- dtypes --------------------------------------------------------------------------------------

@@ -192,3 +192,14 @@ def test_files_larger_than_the_memory_of_the_machine_are_mapped(tmp_path):
 
 def test_ranges_that_meet_are_asked_for_once():
     assert list(_joined([(0, 4), (4, 8), (9, 9), (10, 12), (11, 20)])) == [(0, 8), (10, 20)]
+
+
+def test_links_are_followed_as_caches_of_downloads_are_made_of_them(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    safetensors.save_file({"a": torch.ones(3)}, blobs / "0123")
+    (snapshot / "model.safetensors").symlink_to("../blobs/0123")
+    found = open_weights(snapshot)
+    assert found["a"].tolist() == [1, 1, 1]
+    assert found.location("a").file == (blobs / "0123").resolve()
