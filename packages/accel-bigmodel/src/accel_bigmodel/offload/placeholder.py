@@ -15,6 +15,8 @@ from torch import nn
 
 from accel_core.errors import StateError
 
+_HARMLESS = frozenset({"requires_grad_", "detach_", "share_memory_", "__int__", "__index__", "__invert__"})
+
 
 class _Parked(torch.Tensor):
     """Refuse to be used together with tensors that have data."""
@@ -33,6 +35,13 @@ class _Parked(torch.Tensor):
                 "of its module",
                 fix="call the module instead of taking its weight, or name the class around it in "
                 "preload_module_classes, or use align_module_device(module)",
+            )
+        if _writes(func.__name__):
+            name = _name([*args, *kwargs.values()])
+            raise StateError(
+                f"The weight {name!r} is offloaded, so that {func.__name__} would write to nothing",
+                fix="change it inside of align_module_device(module), or bring the model back with "
+                "remove_hook_from_submodules(model)",
             )
         with torch._C.DisableTorchFunctionSubclass():
             return _guarded(func(*args, **kwargs), [*args, *kwargs.values()])
@@ -59,6 +68,22 @@ class ParkedBuffer(_Parked):
     """Stands for a buffer."""
 
     __slots__ = ("parked",)
+
+
+class ParkedView(ParkedBuffer):
+    """Stands for what was made of a placeholder: an entry of a state dict, for example."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.detach()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be saved: whoever loads that would miss the weight only then."""
+        raise StateError(
+            f"The weight {self.parked!r} is offloaded, and has no data in this state dict",
+            fix="save what get_state_dict_offloaded_model(model) returns, or use save_model",
+        )
 
 
 def parked(
@@ -99,10 +124,20 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 def _guarded(result: Any, values: list[Any]) -> Any:
     """Return what was made of placeholders, a transposed one for example, as placeholders."""
     if isinstance(result, torch.Tensor) and not isinstance(result, _Parked) and result.device.type == "meta":
-        return parked(result.detach(), None, _name(values), {})
+        made: Any = torch.Tensor._make_subclass(ParkedView, result.detach())
+        made.parked = _name(values)
+        return made
     if type(result) in (tuple, list):
         return type(result)(_guarded(each, values) for each in result)
     return result
+
+
+def _writes(name: str) -> bool:
+    """Tell whether the operation ``name`` changes a tensor in place."""
+    if name in _HARMLESS:
+        return False
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name == "__setitem__" or (name.startswith("__i") and name.endswith("__"))
 
 
 def _name(values: list[Any]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from .layout import packable
 from .loader import find_holder
 from .placeholder import placeholder_of, plain_class
 from .tied import TiedTensors
+
+_log = logging.getLogger(__name__)
 
 
 class Way(enum.Enum):
@@ -56,6 +59,25 @@ def normal(data: torch.Tensor) -> torch.Tensor:
         return data.detach()
     fresh = torch.empty(0, dtype=data.dtype, device=data.device)
     return fresh.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
+
+
+def _drop_gradients(value: Any) -> None:
+    """Keep no gradients for a weight that is away before anybody could look at them, and say so once."""
+    if value.is_leaf and value._post_accumulate_grad_hooks is None:
+        value.register_post_accumulate_grad_hook(_dropped)
+
+
+def _dropped(value: torch.Tensor) -> None:
+    value.grad = None
+    _say_once()
+
+
+@cache
+def _say_once() -> None:
+    _log.warning(
+        "Gradients of offloaded weights are dropped: such a model is not trained. Call requires_grad_(False) "
+        "on it, or remove_hook_from_submodules(model) to train it."
+    )
 
 
 def lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
@@ -159,6 +181,8 @@ class Slot:
         self.table[self.key] = self.placed = value
         if value is not self.value:
             self.version = value._version
+        if value.requires_grad and torch.is_grad_enabled():
+            _drop_gradients(value)
 
     def _enter_own(self, now: torch.Tensor, device: torch.device) -> None:
         """Use what somebody put in the module."""
@@ -167,6 +191,8 @@ class Slot:
         self.found = now
         if placed is not now:
             self.version = placed._version
+            if placed.requires_grad and torch.is_grad_enabled():
+                _drop_gradients(placed)
 
     def _outside_inference(self, now: torch.Tensor, device: torch.device) -> torch.Tensor:
         # Made inside torch.inference_mode, tensors could never be used outside of it, nor count changes.
