@@ -260,6 +260,19 @@ def test_all_moves_of_an_offloaded_model_are_refused(tmp_path):
     assert "_apply" not in vars(model)
 
 
+def test_a_copy_has_a_lane_of_its_own():
+    model = cpu_offload(decoder())
+    other = copy.deepcopy(model)
+    lanes = [
+        {id(each._hf_hook.lane) for each in one.modules() if hasattr(each, "_hf_hook")}
+        for one in (model, other)
+    ]
+    # None, for the model's own hook; and one for all others.
+    assert [len(each) for each in lanes] == [2, 2]
+    assert lanes[0] & lanes[1] == {id(None)}
+    assert torch.equal(generate(other), generate(model))
+
+
 def test_removed_hooks_leave_the_model_as_it_was(tmp_path):
     for offload in (cpu_offload, lambda model: disk_offload(model, tmp_path, offload_buffers=True)):
         model = decoder()

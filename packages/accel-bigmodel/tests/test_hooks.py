@@ -5,9 +5,6 @@ import functools
 import inspect
 import pickle
 import threading
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -30,7 +27,6 @@ from accel_bigmodel import (
     remove_hook_from_module,
     remove_hook_from_submodules,
 )
-from accel_bigmodel.hooks.flow import bring, device_in, key_set
 from accel_core.errors import CheckpointError
 
 
@@ -293,6 +289,26 @@ def test_threads_use_one_model_at_once():
     assert kinds(model) == {"scale": "meta", "shift": "cpu", "linear.weight": "meta", "linear.bias": "meta"}
 
 
+def test_threads_begin_with_a_copy_at_once():
+    model = cpu_offload(Inner())
+    x = torch.randn(2, 3)
+    expected = model(x)
+    for _ in range(20):
+        other = copy.deepcopy(model)
+        start, seen = threading.Barrier(4), []
+
+        def work(other=other, start=start, seen=seen):
+            start.wait()
+            seen.append(torch.equal(other(x), expected))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [True] * 4
+
+
 def test_others_may_run_the_two_halves_by_hand():
     """As peft and transformers do; and they exchange the weights between the halves."""
     model = nn.Linear(3, 3)
@@ -433,43 +449,6 @@ def test_aligned_for_a_while():
     assert torch.equal(module.scale, value)
     with align_module_device(module):
         assert module.scale is before
-
-
-@dataclass(frozen=True)
-class Answer:
-    first: torch.Tensor
-    rest: list
-
-
-class Pair(NamedTuple):
-    one: torch.Tensor
-    two: int
-
-
-class Output(OrderedDict):
-    """As transformers' outputs are."""
-
-
-def test_outputs_go_where_they_should():
-    meta = torch.device("meta")
-    sent = bring(Answer(torch.ones(1), [torch.ones(1), {"cache": torch.ones(1)}]), meta, frozenset({"cache"}))
-    assert isinstance(sent, Answer)
-    assert (sent.first.device, sent.rest[0].device, sent.rest[1]["cache"].device.type) == (meta, meta, "cpu")
-    output = bring(Output(a=torch.ones(1), b=(torch.ones(1), 3)), meta)
-    assert isinstance(output, Output)
-    assert (output["a"].device, output["b"][0].device, output["b"][1]) == (meta, meta, 3)
-    here = (torch.ones(1), {"cache": [torch.ones(1)]}, Answer(torch.ones(1), []), "text", nn.Linear(1, 1))
-    assert bring(here, torch.device("cpu")) is here
-    there = bring(here, meta)
-    assert there[4] is here[4]
-    assert there[4].weight.device.type == "cpu"
-    pair = bring(Pair(torch.ones(1), 3), meta)
-    assert (type(pair), pair.one.device, pair.two) == (Pair, meta, 3)
-    packed = nn.utils.rnn.pack_sequence([torch.ones(2), torch.ones(1)])
-    assert bring([packed], torch.device("cpu"))[0].data is packed.data
-    assert device_in((), {"a": [3, (torch.ones(1, device="meta"),)]}) == meta
-    assert device_in("text", {}) is None
-    assert (key_set(None), key_set("ab"), key_set(["a", "b"])) == (set(), {"ab"}, {"a", "b"})
 
 
 def test_a_model_that_waits_on_the_cpu():

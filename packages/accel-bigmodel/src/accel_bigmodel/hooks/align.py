@@ -92,6 +92,7 @@ class AlignDevicesHook(ModelHook):
 
     def _reset(self) -> None:
         self._calls = _Calls()
+        self._making = threading.RLock()
         self._block: OffloadedBlock | None = None
         # Modules that keep their weights in a list as well.
         self._listing: list[nn.Module] = []
@@ -115,6 +116,7 @@ class AlignDevicesHook(ModelHook):
         # A copy makes a block of its own, for its own module, when it is used.
         left_out = {
             "_calls",
+            "_making",
             "_block",
             "_listing",
             "_made_of",
@@ -122,13 +124,11 @@ class AlignDevicesHook(ModelHook):
             "_device",
             "_skipped",
             "_skip",
-            "lane",
         }
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.lane = None
         self._reset()
 
     # What happens once
@@ -317,12 +317,21 @@ class AlignDevicesHook(ModelHook):
 
     def _current(self, module: nn.Module) -> OffloadedBlock:
         """Return the block of the module, made anew where others changed what it is made of."""
-        block = self._block
-        if block is None:
-            return self._make(module, self._target() or torch.device("cpu"))
-        if self.weights_map is self._made_of[0] and self.execution_device is self._made_of[1]:
+        block = self._made()
+        if block is not None:
             return block
-        return self._make(module, self._target() or block.device)
+        with self._making:
+            # Maybe another thread did, meanwhile.
+            block = self._made()
+            if block is None:
+                before = torch.device("cpu") if self._block is None else self._block.device
+                block = self._make(module, self._target() or before)
+            return block
+
+    def _made(self) -> OffloadedBlock | None:
+        if self.weights_map is self._made_of[0] and self.execution_device is self._made_of[1]:
+            return self._block
+        return None
 
     @contextmanager
     def aligned(self, module: nn.Module, device: Device | None = None) -> Iterator[None]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -91,6 +91,10 @@ class Lane:
         with suppress(RuntimeError, NotImplementedError):
             self._side = torch.Stream(device=self.device)
         return self._side is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of a model has one lane of its own, which its blocks join when they are used.
+        return Lane, (self.device, self.limit_bytes)
 
     def add(self, block: Cargo) -> int:
         """Let ``block`` be one of the blocks that are moved; return its number."""
