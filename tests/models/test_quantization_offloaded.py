@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,7 @@ from accel_bigmodel import (
     init_empty_weights,
     load_and_quantize_model,
 )
+from accel_core.testing.standin.fixture import StandIn, standin  # noqa: F401 - a fixture
 from accel_state import process
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -216,3 +219,34 @@ def test_the_peak_on_a_gpu_is_the_quantized_model_and_one_weight(tmp_path: Path)
     kept = sum(parameter.nbytes for parameter in made.parameters())
     # The weight in float32, in float16, and what the kernel makes of it.
     assert peak <= kept + 4 * whole[0].weight.nbytes
+
+
+def test_a_map_may_come_before_anything_else() -> None:
+    """Sizes are asked for first, without data; that leaves nothing behind in the libraries."""
+    program = Path(__file__).with_name("quantized_first.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", program], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["nested", "True", "nf4", "True", "8bit", "True", "torchao", "True"]
+
+
+# On the stand-in device, by what the libraries have for devices that they do not know
+
+
+def run_on_standin(kind: str, folder: str, away: str) -> bool:
+    config = CONFIGS[kind]
+    whole: Any = load_and_quantize_model(skeleton(), config, folder, device_map="standin:0")
+    places: Any = {**AWAY, "model.embed_tokens": 0, "model.norm": 1, "model.rotary_emb": 0}
+    made: Any = load_and_quantize_model(skeleton(), config, folder, device_map=places, offload_folder=away)
+    ids = IDS.to("standin")
+    with torch.no_grad():
+        wanted, found = whole(ids).logits, made(ids).logits
+    assert wanted.device.type == found.device.type == "standin"
+    assert all(parameter.is_meta for parameter in made.model.layers.parameters())
+    return torch.equal(wanted.cpu(), found.cpu())
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_on_another_device(standin: StandIn, kind: str, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    assert standin.run(1, run_on_standin, kind, str(folder), str(tmp_path / "away")) == [True]

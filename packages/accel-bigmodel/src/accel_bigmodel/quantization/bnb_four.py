@@ -40,18 +40,29 @@ class FourBits(Kind):
 
     def quantize(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return two values a byte, their scales, what these are quantized with, and a text with the rest."""
+        if weight.device.type == "meta":
+            return self._sizes(weight)
         values, state = functional.quantize_4bit(
             weight.contiguous(), blocksize=BLOCK, compress_statistics=self.nested, quant_type=self.type
         )
-        if weight.device.type != "meta":
-            return {"weight": values, **_under_weight(state.as_dict(packed=True))}
-        parts = {"weight": values, "weight.absmax": state.absmax, "weight.quant_map": state.code}
+        return {"weight": values, **_under_weight(state.as_dict(packed=True))}
+
+    def _sizes(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return parts without data. bitsandbytes would keep a table without data for good, if asked."""
+        blocks = -(-weight.numel() // BLOCK)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        parts = {
+            "weight": empty(-(-weight.numel() // 2), 1, dtype=torch.uint8),
+            "weight.absmax": empty(blocks, dtype=torch.uint8 if self.nested else torch.float32),
+            "weight.quant_map": empty(16),
+        }
         if self.nested:
-            parts |= {
-                "weight.nested_absmax": state.state2.absmax,
-                "weight.nested_quant_map": state.state2.code,
-            }
-        # The scales' mean is in the text, and unknown.
+            parts["weight.nested_absmax"] = empty(-(-blocks // _NESTED_BLOCK))
+            parts["weight.nested_quant_map"] = empty(256)
+        # The mean of the scales is in the text, and unknown.
         text = {"blocksize": BLOCK, "shape": tuple(weight.shape), "dtype": str(weight.dtype)[6:]}
         text |= {"nested_blocksize": _NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": 0.0}
         return {**parts, BNB_STATE + self.type: pack_dict_to_tensor({"quant_type": self.type, **text})}
