@@ -260,6 +260,15 @@ def test_all_moves_of_an_offloaded_model_are_refused(tmp_path):
     assert "_apply" not in vars(model)
 
 
+def test_shapes_alone():
+    """On the meta device nothing is computed, and nothing is read."""
+    model = cpu_offload(decoder(), "meta", offload_buffers=True)
+    scores = model(torch.tensor([[1, 2]], device="meta"))["scores"]
+    assert (scores.device.type, scores.shape) == ("meta", (1, 2, 9))
+    remove_hook_from_submodules(model)
+    assert torch.equal(generate(model), generate(decoder()))
+
+
 def test_a_copy_has_a_lane_of_its_own():
     model = cpu_offload(decoder())
     other = copy.deepcopy(model)

@@ -96,6 +96,7 @@ class AlignDevicesHook(ModelHook):
         self._block: OffloadedBlock | None = None
         # Modules that keep their weights in a list as well.
         self._listing: list[nn.Module] = []
+        self._may_cast = False
         # What the block and the device below were made from: others may assign to these attributes.
         self._made_of: tuple[Any, Any] = (None, None)
         self._given: Any = self
@@ -119,6 +120,7 @@ class AlignDevicesHook(ModelHook):
             "_making",
             "_block",
             "_listing",
+            "_may_cast",
             "_made_of",
             "_given",
             "_device",
@@ -227,6 +229,7 @@ class AlignDevicesHook(ModelHook):
         inside = module.modules() if self.place_submodules else [module]
         self._listing = [each for each in inside if keeps_a_list(each)]
         self._refresh()
+        self._may_cast = torch.amp.is_autocast_available(device.type)
         self._block = block
         self._made_of = (self.weights_map, self.execution_device)
         return block
@@ -291,7 +294,7 @@ class AlignDevicesHook(ModelHook):
             block.leave()
             for each in self._listing:
                 refresh(each)
-            if torch.is_autocast_enabled(block.device.type):
+            if self._may_cast and torch.is_autocast_enabled(block.device.type):
                 # It keeps what it cast of every weight, which is half of the model in the end.
                 torch.clear_autocast_cache()
         return came_from
