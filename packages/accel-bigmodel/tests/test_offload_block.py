@@ -96,7 +96,9 @@ def test_outputs_are_equal_bit_by_bit(tmp_path, kind):
         assert module[0].weight.device.type == "meta"
     block.restore(CPU)
     assert torch.equal(module(x), expected)
-    assert module[0].weight.data_ptr() != state["0.weight"].data_ptr()
+    # Files may be written to by others; memory is not taken twice.
+    in_memory = kind in {"memory", "loader", "prefixed"}
+    assert (module[0].weight.data_ptr() == state["0.weight"].data_ptr()) == in_memory
     assert isinstance(module[0].weight, nn.Parameter)
 
 

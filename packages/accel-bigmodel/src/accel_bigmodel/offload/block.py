@@ -82,7 +82,7 @@ class OffloadedBlock:
                     slot.leave(self.tied, self.device)
 
     def restore(self, device: torch.device) -> None:
-        """Put the values in the module for good, in memory of their own on ``device``.
+        """Put the values in the module for good, on ``device``; what is in files is copied into memory.
 
         The meta device leaves it as it is.
         """

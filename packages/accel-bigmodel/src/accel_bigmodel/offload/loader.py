@@ -217,7 +217,7 @@ class PrefixedDataset(Mapping[str, torch.Tensor]):
 
 def find_holder(source: Mapping[str, torch.Tensor], key: str) -> tuple[dict[str, torch.Tensor], str] | None:
     """Return the dict that ``source[key]`` is kept in, and its key there; None if it comes from elsewhere."""
-    if isinstance(source, dict):
+    if isinstance(source, dict) and type(source).__getitem__ is dict.__getitem__:
         return (source, key) if key in source else None
     ask = getattr(source, "holder", None)
     return None if ask is None else ask(key)

@@ -254,7 +254,8 @@ class Slot:
     def _copy(self, now: torch.Tensor, device: torch.device) -> torch.Tensor:
         with torch.inference_mode(mode=False), torch.no_grad():
             # A mapped file may be overwritten by whoever saves the model next.
-            return like(now, self.fetch().detach().to(device, copy=True))
+            mapped = find_holder(self.source, self.spelled) is None
+            return like(now, self.fetch().detach().to(device, copy=mapped))
 
 
 def _placeholder(now: torch.Tensor, name: str) -> torch.Tensor:
