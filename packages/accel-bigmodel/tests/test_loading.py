@@ -652,12 +652,11 @@ def kilobytes(field):
 @pytest.mark.parametrize("where", ["the disk", "the CPU", "the CPU, converted"])
 def test_the_host_has_no_more_at_any_time_than_what_stays(tmp_path, where):
     mebi = 2**20
-    sizes = [8 * mebi // 4] * 12  # 96 MiB in tensors of 8
-    sparse(
-        tmp_path / "model.safetensors", {f"{n}.weight": [size // 1024, 1024] for n, size in enumerate(sizes)}
-    )
+    # Larger than what malloc keeps for itself when it is given back, also in half the size.
+    rows, count = 80 * mebi // 4 // 1024, 3
+    sparse(tmp_path / "model.safetensors", {f"{n}.weight": [rows, 1024] for n in range(count)})
     with init_empty_weights():
-        model = nn.ModuleList([nn.Linear(1024, size // 1024, bias=False) for size in sizes])
+        model = nn.ModuleList([nn.Linear(1024, rows, bias=False) for _ in range(count)])
     narrow = where.endswith("converted")
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -671,7 +670,7 @@ def test_the_host_has_no_more_at_any_time_than_what_stays(tmp_path, where):
         dtype=torch.bfloat16 if narrow else None,
     )
     peak = (kilobytes("VmHWM") - before) * 1024
-    stays = {"the disk": 0, "the CPU": 96 * mebi, "the CPU, converted": 48 * mebi}[where]
+    stays = {"the disk": 0, "the CPU": 240 * mebi, "the CPU, converted": 120 * mebi}[where]
     # A buffer of 16 MiB for each of two threads where something is converted, threads, modules of Python.
     assert stays * 0.9 <= peak <= stays + (32 * mebi if narrow else 0) + 16 * mebi
 

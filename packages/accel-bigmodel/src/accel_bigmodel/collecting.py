@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _LATER = 1 << 30
 Thresholds = tuple[int, int, int]
@@ -27,4 +29,14 @@ def resume(before: Thresholds | None) -> None:
         gc.set_threshold(*before)
 
 
-__all__ = ["Thresholds", "postpone", "resume"]
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Put off collections of old objects for the block."""
+    before = postpone()
+    try:
+        yield
+    finally:
+        resume(before)
+
+
+__all__ = ["Thresholds", "postpone", "postponed", "resume"]

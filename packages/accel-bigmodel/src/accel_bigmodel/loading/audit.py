@@ -115,16 +115,18 @@ def audit(
         if wrong:
             mismatched.update(wrong)
             continue
-        dtype = rules.target(slot, weights.kind(there[0])[1])
-        if dtype != weights.kind(there[0])[1]:
-            recast[there[0]] = f"{_text(weights.kind(there[0])[1])} to {_text(dtype)}"
-        tied |= {name: there[0] for name in names if name not in there}
+        _, stored = weights.kind(there[0])
+        dtype = rules.target(slot, stored)
+        if dtype != stored:
+            recast[there[0]] = f"{_text(stored)} to {_text(dtype)}"
+        if len(there) < len(names):
+            tied |= {name: there[0] for name in names if name not in there}
         matches.append(Match(slot, there[0], dtype))
     extras = [(module, name) for name, module in extras_of(model)]
     missing += [name for _, name in extras if name not in weights]
     known.update(name for _, name in extras)
-    stored = {weights.same_as(name) for name in known if name in weights}
-    unexpected = [name for name in weights if name not in known and weights.same_as(name) not in stored]
+    used = {weights.same_as(name) for name in known if name in weights}
+    unexpected = [name for name in weights if name not in known and weights.same_as(name) not in used]
     mismatched |= _scales(recast, unexpected)
     report = CheckpointReport(
         restored=tuple(spot.name for match in matches for spot in match.slot.spots),
@@ -156,7 +158,7 @@ def _differences(
             wrong[name] = f"shape {shape} in the checkpoint, {wanted} in the model"
         elif not _kindred(dtype, target):
             wrong[name] = f"{_text(dtype)} in the checkpoint, {_text(target)} in the model"
-    if not wrong and len({weights.same_as(name) for name in names}) > 1:
+    if not wrong and len(names) > 1 and len({weights.same_as(name) for name in names}) > 1:
         for name in names[1:]:
             if not weights.equal(names[0], name):
                 wrong[name] = f"other values than {names[0]!r}, though in the model they are one tensor"

@@ -11,6 +11,7 @@ from torch import nn
 
 from accel_core.errors import CheckpointError, ConfigError, Fault, StateError
 
+from ..collecting import postponed
 from ..guard import offloaded_names
 from ..offload.folder import INDEX, offload_state_dict, read_index
 from ..offload.loader import OffloadedWeightsLoader
@@ -29,6 +30,7 @@ from .where import DeviceMap
 _Path = str | os.PathLike[str]
 
 
+@postponed()
 def load(
     model: nn.Module,
     checkpoint: _Path,

@@ -76,6 +76,7 @@ class MappedFile(Mapping[str, torch.Tensor]):
         self.tied = {
             name: first for name, first in texts.items() if name not in self._places and first in self._places
         }
+        self._located: dict[str, Location] = {}
         for name, place in self._places.items():
             if place.code not in DTYPES:
                 raise CheckpointError(
@@ -93,8 +94,12 @@ class MappedFile(Mapping[str, torch.Tensor]):
 
     def location(self, name: str) -> Location:
         """Return where the tensor lies in the file."""
-        place = self._place(name)
-        return Location(self.path, place.begin, place.end, DTYPES[place.code], place.shape)
+        found = self._located.get(name)
+        if found is None:
+            place = self._place(name)
+            found = Location(self.path, place.begin, place.end, DTYPES[place.code], place.shape)
+            self._located[name] = found
+        return found
 
     def __getitem__(self, name: str) -> torch.Tensor:
         place = self._place(name)
