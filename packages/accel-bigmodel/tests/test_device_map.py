@@ -1,5 +1,7 @@
 """Device maps: what lies where, and that no device is given more than it has."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,8 @@ class Model(nn.Module):
         ("7B", 7),
         (5, 5),
         (0, 0),
+        # What transformers makes of the memory of the host.
+        (0.9 * 2**34, 15_461_882_265),
         # A float would round it.
         ("999999999999999999B", 10**18 - 1),
     ],
@@ -60,7 +64,9 @@ def test_sizes_as_people_write_them(text, size):
     assert convert_file_size_to_int(text) == size
 
 
-@pytest.mark.parametrize("text", ["10", "5G", "-1GB", "GiB", "1e3GB", "", -1, True, None, 1.5])
+@pytest.mark.parametrize(
+    "text", ["10", "5G", "-1GB", "GiB", "1e3GB", "", -1, True, None, -0.5, math.nan, math.inf]
+)
 def test_what_is_no_size(text):
     with pytest.raises(ConfigError, match="10GiB"):
         convert_file_size_to_int(text)

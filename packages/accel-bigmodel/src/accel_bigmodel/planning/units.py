@@ -11,7 +11,7 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NAMES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def convert_file_size_to_int(size: int | str) -> int:
+def convert_file_size_to_int(size: float | str) -> int:
     """Return the bytes of a number of them, or of text like ``"10GiB"``, ``"30GIB"`` or ``"1.5GB"``.
 
     An ``i``, of either case, makes powers of 1024 out of powers of 1000. Without it, a small ``b`` at the
@@ -20,8 +20,11 @@ def convert_file_size_to_int(size: int | str) -> int:
     return memory_size(size, "size")
 
 
-def memory_size(size: int | str, field: str) -> int:
+def memory_size(size: float | str, field: str) -> int:
     """Return bytes as `convert_file_size_to_int`; errors name ``field``."""
+    if isinstance(size, float) and 0 <= size < 2**63:
+        # A part of what there is, which others (transformers) work out.
+        return int(size)
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
