@@ -137,6 +137,20 @@ def test_an_error_on_one_rank_is_an_error_on_all(pool, tmp_path):
     assert "cannot stay in files" in second[4]
 
 
+def test_a_model_that_is_offloaded_on_one_rank(pool, tmp_path):
+    folder = saved(tmp_path)
+
+    def load():
+        model = skeleton()
+        if torch.distributed.get_rank() == 1:
+            load_checkpoint_and_dispatch(model, folder, {"": "disk"})
+        return attempt(lambda: load_checkpoint_in_model(model, folder, broadcast_from_rank0=True))
+
+    first, second = pool.run_in_group(2, load)
+    assert "Another rank cannot load" in first
+    assert "offloaded already" in second
+
+
 def test_a_file_that_ends_early_is_an_error_on_all(pool, tmp_path):
     folder = saved(tmp_path)
 

@@ -17,9 +17,10 @@ from .audit import Rules, audit
 from .naming import opened
 from .pieces import piece_of
 from .placing import DISK
+from .presence import nothing_lost
 from .report import CheckpointReport
 from .slots import nearest_entry
-from .values import load, nothing_lost, with_host
+from .values import load, with_host
 from .where import DeviceMap, places_of
 
 _Path = str | os.PathLike[str]

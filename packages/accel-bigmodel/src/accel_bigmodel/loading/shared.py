@@ -19,6 +19,7 @@ from .extras import load_extras
 from .naming import Translated, opened
 from .pieces import piece_of
 from .placing import PlaceOf, Plan, plan, put
+from .presence import in_one_piece
 from .report import CheckpointReport, refuse
 
 _PARCEL = 64 << 20
@@ -98,6 +99,7 @@ def _load(
     checked: list[tuple[Audit, Plan]] = []
     failure: Exception | None = None
     try:
+        in_one_piece(model)
         # Rank 0 compares values too, where two stored tensors become one.
         compared = audit(
             model,

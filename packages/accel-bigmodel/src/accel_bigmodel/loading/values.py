@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from accel_core.errors import CheckpointError, ConfigError, Fault, StateError
+from accel_core.errors import CheckpointError, ConfigError, Fault
 
 from ..collecting import postponed
-from ..guard import offloaded_names
 from ..offload.folder import INDEX, offload_state_dict, read_index
 from ..offload.loader import OffloadedWeightsLoader
 from ..sources import Layered
@@ -23,6 +22,7 @@ from .naming import Translated, opened
 from .offloaded import OffloadedWeights, remember
 from .pieces import piece_of
 from .placing import PlaceOf, Plan, carry_out, plan
+from .presence import in_one_piece
 from .report import CheckpointReport, refuse, with_offloaded
 from .slots import nearest_entry
 from .where import DeviceMap
@@ -44,7 +44,6 @@ def load(
     broadcast: bool = False,
 ) -> tuple[CheckpointReport, Mapping[str, torch.Tensor]]:
     """Load what stays in memory; return the report, and the weights that are left in files by name."""
-    _in_one_piece(model)
     if broadcast:
         if not whole:
             fault = Fault("full_state_dict", False, "rank 0 does not have the shards of the others")
@@ -52,6 +51,7 @@ def load(
         from .shared import load_from_rank_0
 
         return load_from_rank_0(model, checkpoint, place_of, rules, strict=strict, partial=partial), {}
+    in_one_piece(model)
     weights = opened(checkpoint, model)
     found = audit(model, weights, rules, shape_of=lambda tensor: piece_of(tensor, whole=whole).whole)
     refuse(found.report, str(weights.source), strict=strict, partial=partial, computed=found.computed)
@@ -64,17 +64,6 @@ def load(
     if made.offloaded:
         remember(model, weights, made.offloaded)
     return with_offloaded(found.report, made.offloaded), offloaded
-
-
-def _in_one_piece(model: nn.Module) -> None:
-    """Refuse a model whose hooks would put other values over those that are loaded."""
-    name = next(offloaded_names(model), None)
-    if name is not None:
-        raise StateError(
-            f"Nothing can be loaded into a model that is offloaded already, with {name!r} for one",
-            where=type(model).__name__,
-            fix="load into a new skeleton, or bring it back with remove_hook_from_submodules(model) first",
-        )
 
 
 def _offloaded(weights: Translated, made: Plan, folder: _Path | None) -> OffloadedWeights:
@@ -111,23 +100,4 @@ def with_host(
     return waiting if not offloaded else Layered(waiting, offloaded)
 
 
-def nothing_lost(model: nn.Module) -> None:
-    """Raise CheckpointError for a tensor that has no data, and no hook that brings it.
-
-    Some operations of torch take one for numbers, and compute something.
-    """
-    without = [name for name, tensor in all_tensors(model) if tensor.device.type == "meta"]
-    if not without:
-        return
-    brought = set(offloaded_names(model))
-    lost = [name for name in without if name not in brought]
-    if lost:
-        raise CheckpointError(
-            f"{len(lost)} tensors of the model would have no data when it runs: {', '.join(lost[:5])}",
-            where=type(model).__name__,
-            fix="place them on a device, or name the class of the module that uses them in "
-            "preload_module_classes",
-        )
-
-
-__all__ = ["load", "nothing_lost", "with_host"]
+__all__ = ["load", "with_host"]
