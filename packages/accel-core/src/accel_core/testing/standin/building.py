@@ -27,7 +27,7 @@ def obstacle() -> str:
 
 
 def build() -> Path:
-    """Return the compiled stand-in, made now unless this torch and Python have it. Takes half a minute once.
+    """Return the compiled stand-in, made now unless this torch and Python have it. Takes some seconds once.
 
     It is kept in ``ACCEL_STANDIN_CACHE``, by default a folder of this user among the temporary files.
     Raises RuntimeError with the compiler's words when it does not compile.

@@ -5,24 +5,32 @@
 // pinned memory that need not be waited for are queued on their stream and happen later (streams.hpp);
 // everything else waits for its stream and happens at once.
 // https://docs.pytorch.org/docs/stable/accelerator/index.html describes the PrivateUse1 interfaces.
-#include <torch/extension.h>
-
+// Not torch/extension.h: it has all of torch, and takes three times as long to compile.
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/library.h>
 
 #include <array>
 #include <atomic>
 #include <cstring>
 
 #include "streams.hpp"
+
+namespace py = pybind11;
 
 namespace {
 
