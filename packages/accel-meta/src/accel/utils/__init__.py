@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from accel_bigmodel import PrefixedDataset as PrefixedDataset
     from accel_bigmodel import TorchaoQuantizationConfig as TorchaoQuantizationConfig
     from accel_bigmodel import align_module_device as align_module_device
+    from accel_bigmodel import audit_checkpoint as audit_checkpoint
     from accel_bigmodel import calculate_maximum_sizes as calculate_maximum_sizes
     from accel_bigmodel import check_device_map as check_device_map
     from accel_bigmodel import clean_device_map as clean_device_map
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from accel_bigmodel import named_module_tensors as named_module_tensors
     from accel_bigmodel import offload_state_dict as offload_state_dict
     from accel_bigmodel import offload_weight as offload_weight
+    from accel_bigmodel import plan_device_map as plan_device_map
     from accel_bigmodel import retie_parameters as retie_parameters
     from accel_bigmodel import save_offload_index as save_offload_index
     from accel_bigmodel import set_module_tensor_to_device as set_module_tensor_to_device
@@ -165,6 +167,7 @@ _NAMES = {
     "WEIGHTS_INDEX_NAME": ".constants",
     "WEIGHTS_NAME": ".constants",
     "align_module_device": "accel_bigmodel",
+    "audit_checkpoint": "accel_bigmodel",
     "broadcast": "accel_state",
     "broadcast_object_list": "accel_state",
     "calculate_maximum_sizes": "accel_bigmodel",
@@ -235,6 +238,7 @@ _NAMES = {
     "override_numa_affinity": "accel_state.affinity",
     "pad_across_processes": "accel_state",
     "patch_environment": "accel_core.environment",
+    "plan_device_map": "accel_bigmodel",
     "random": ".random",
     "recursively_apply": "accel_state",
     "reduce": "accel_state",
