@@ -218,3 +218,12 @@ def test_a_saved_module_counts_what_torch_counts(tmp_path):
     model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Embedding(11, 3).half())
     write(tmp_path, model.state_dict())
     assert read_headers(tmp_path).bytes == sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def test_a_file_of_torch_without_tensors_by_name_is_no_model_of_nothing(tmp_path):
+    model = nn.Linear(2, 2)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "pytorch_model.bin")
+    assert read_headers(tmp_path).bytes == 24
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"no tensors by name, only \['model', 'epoch'\]"):
+        read_headers(tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from accel_core.errors import CheckpointError
+from accel_core.paths import shown
 from accel_core.weights.index import WeightFiles, real_file
 from accel_core.weights.pickled import load_plain
 
@@ -70,7 +71,14 @@ def _state(file: Any) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{file.name} holds a {type(state).__name__}, not weights by name", where=str(file)
         )
-    return {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+    found = {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+    if inner and not found:
+        raise CheckpointError(
+            f"{file.name} holds no tensors by name, only {shown(list(inner))}",
+            where=str(file),
+            fix="take the state dict of the model out of it, and save that",
+        )
+    return found
 
 
 __all__ = ["CODES", "read_pickled", "shapes"]
