@@ -145,6 +145,14 @@ def test_what_cannot_be_set(name, arguments, error, text):
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+def test_a_module_does_not_get_what_it_does_without():
+    layer = nn.Linear(2, 3, bias=False)
+    set_module_tensor_to_device(layer, "bias", "cpu")
+    with pytest.raises(ValueError, match="'bias' is None in this Linear"):
+        set_module_tensor_to_device(layer, "bias", "cpu", value=torch.ones(3))
+    assert layer.bias is None
+
+
 def test_no_data():
     with init_empty_weights():
         net = Net()

@@ -99,8 +99,8 @@ def set_module_tensor_to_device(
     ``tied_params_map``: what was moved before; the same tensor is moved to a device once, and shared.
     ``clear_cache`` is accepted, and not needed: nothing is left behind that would have to be given back.
 
-    Raises UnknownNameError for a name that is not there, ValueError for a value of another shape, and
-    CheckpointError for a tensor without data (on the meta device) that gets none.
+    Raises UnknownNameError for a name that is not there, ValueError for a value of another shape or for one
+    that the module does without, and CheckpointError for a tensor without data (on meta) that gets none.
     """
     owner, key, table = owner_of(module, tensor_name)
     old: torch.Tensor | None = table[key]
@@ -108,6 +108,11 @@ def set_module_tensor_to_device(
     source = old if value is None else value
     if source is None:
         return
+    if old is None:
+        raise ValueError(
+            f"{tensor_name!r} is None in this {type(owner).__name__}, which computes without it: register a "
+            "parameter first, if that shall change"
+        )
     if source.device.type == "meta" and place.type != "meta":
         raise CheckpointError(
             f"{tensor_name!r} has no data, so that it cannot be put on {place}",
@@ -132,12 +137,12 @@ def set_module_tensor_to_device(
 
 
 def _wanted(
-    old: torch.Tensor | None, value: torch.Tensor | None, dtype: torch.dtype | str | None
+    old: torch.Tensor, value: torch.Tensor | None, dtype: torch.dtype | str | None
 ) -> torch.dtype | None:
     if dtype is not None:
         return as_dtype(dtype)
     # The data of a quantized parameter has whatever type it is packed in.
-    return None if value is None or old is None or _packed(old) else old.dtype
+    return None if value is None or _packed(old) else old.dtype
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -152,7 +157,7 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _new(
-    old: torch.Tensor | None,
+    old: torch.Tensor,
     source: torch.Tensor,
     device: torch.device,
     dtype: torch.dtype | None,
@@ -160,7 +165,7 @@ def _new(
     *,
     non_blocking: bool,
 ) -> torch.Tensor:
-    if old is None or source is old:
+    if source is old:
         return moved(source, device, dtype, non_blocking=non_blocking)
     if old.shape != source.shape and not _packed(old):
         raise ValueError(
