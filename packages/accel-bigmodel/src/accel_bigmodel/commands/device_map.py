@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from argparse import ArgumentParser, Namespace
-from typing import Any
+
+from .options import count, option, read_from
 
 _DTYPES = ("float32", "float16", "bfloat16", "fp8", "int8", "int4")
 _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -20,14 +20,14 @@ class DeviceMap:
         """Add the arguments."""
         add = parser.add_argument
         add("model_name", metavar="MODEL", help="a folder, a file of weights, an index or a name on the Hub")
-        _option(
+        option(
             parser,
             "max_memory",
             nargs="+",
             metavar="DEVICE=SIZE",
             help="limits such as 0=24GiB, 0-3=80GiB, cpu=64GiB (default: what is free on this machine)",
         )
-        _option(
+        option(
             parser,
             "strategy",
             choices=_STRATEGIES,
@@ -35,51 +35,37 @@ class DeviceMap:
             help="how to spread a model that fits: evenly (auto, balanced), off the first device "
             "(balanced_low_0), or one device after the other (sequential)",
         )
-        _option(parser, "dtype", choices=_DTYPES, help="the type to load it in (default: as it is stored)")
-        _option(
+        option(parser, "dtype", choices=_DTYPES, help="the type to load it in (default: as it is stored)")
+        option(
             parser,
             "no_split",
             nargs="+",
             metavar="PATTERN",
             help="modules that stay whole, such as 'model.layers.*' (default: the layers of every stack)",
         )
-        _option(parser, "offload_buffers", action="store_true", help="offload buffers too")
-        _option(
+        option(parser, "offload_buffers", action="store_true", help="offload buffers too")
+        option(
             parser,
             "fallback_allocation",
             action="store_true",
             help="where the next part is too large for a device, take the first later ones that fit",
         )
         room = parser.add_argument_group("room beside the weights")
-        _option(room, "batch_size", type=_count, metavar="N", help="sequences at once (default: 1)")
-        _option(room, "sequence_length", type=_count, metavar="N", help="tokens of a sequence")
-        _option(room, "reserve", metavar="SIZE", default=0, help="more on every device that runs the model")
+        option(room, "batch_size", type=count, metavar="N", help="sequences at once (default: 1)")
+        option(room, "sequence_length", type=count, metavar="N", help="tokens of a sequence")
+        option(room, "reserve", metavar="SIZE", default=0, help="more on every device that runs the model")
         shown = parser.add_argument_group("what is shown")
         shown.add_argument("--explain", action="store_true", help="also every part, with the reason")
         shown.add_argument("--json", action="store_true", help="print JSON for programs, sizes in bytes")
         shown.add_argument("--png", metavar="FILE", help="draw it into FILE too (needs matplotlib)")
         shown.add_argument("--html", metavar="FILE", help="write a page into FILE too")
-        where = parser.add_argument_group("where it is read from")
-        _option(where, "revision", metavar="NAME", help="a branch, tag or commit on the Hub")
-        _option(where, "offline", action="store_true", help="ask no server: folders and the cache alone")
+        read_from(parser)
 
     def run(self, arguments: Namespace) -> int:
         """Print the plan."""
         from ..drawing.command import run
 
         return run(arguments)
-
-
-def _option(parser: Any, name: str, **keywords: Any) -> None:
-    """Add an option in both of its spellings."""
-    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    parser.add_argument(*spellings, **keywords)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
-    return int(text)
 
 
 __all__ = ["DeviceMap"]
