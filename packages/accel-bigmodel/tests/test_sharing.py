@@ -111,3 +111,51 @@ def test_copies_of_models_whose_weights_are_in_a_checkpoint(tmp_path, kind):
     remove_hook_from_submodules(other)
     assert not any(each.is_meta for each in other.parameters())
     assert all(each.is_meta for each in model.parameters())
+
+
+class Fused(nn.Linear):
+    """Makes its weight of two that older versions saved."""
+
+    def __init__(self):
+        super().__init__(2, 4, bias=False)
+        self._register_load_state_dict_pre_hook(self.fuse)
+
+    def fuse(self, state, prefix, *_):
+        state[f"{prefix}weight"] = torch.cat([state.pop(f"{prefix}up"), state.pop(f"{prefix}down")])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_some_weights_in_the_files_of_the_checkpoint_and_some_in_copies(tmp_path, steps):
+    torch.manual_seed(0)
+    state = {"0.up": torch.rand(2, 2), "0.down": torch.rand(2, 2), "1.weight": torch.rand(2, 4)}
+    state["1.bias"] = torch.rand(2)
+    safetensors.save_file(state, tmp_path / "model.safetensors")
+    with init_empty_weights():
+        model = nn.Sequential(Fused(), nn.Linear(4, 2))
+    away = tmp_path / "away"
+    if steps == 1:
+        model = load_checkpoint_and_dispatch(model, tmp_path, {"": "disk"}, offload_folder=away)
+    else:
+        load_checkpoint_in_model(model, tmp_path, {"": "disk"}, offload_folder=away)
+        model = dispatch_model(model, {"": "disk"}, offload_dir=away)
+    inputs = torch.rand(3, 2)
+    hidden = inputs @ torch.cat([state["0.up"], state["0.down"]]).T
+    assert torch.allclose(model(inputs), hidden @ state["1.weight"].T + state["1.bias"])
+    assert [each.name for each in away.iterdir() if each.suffix == ".dat"] == ["0.weight.dat"]
+
+
+@pytest.mark.parametrize("device_map", MAPS)
+def test_files_of_torch_in_two_steps(tmp_path, device_map):
+    real, folder = saved(tmp_path)
+    state = safetensors.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    # Tied weights under the name that comes last.
+    state["right.weight"] = state.pop("left.weight")
+    torch.save(state, folder / "pytorch_model.bin")
+    if "again" not in device_map and "" not in device_map:
+        device_map = {**device_map, "again": "disk"}
+    model = skeleton()
+    load_checkpoint_in_model(model, folder, device_map, offload_folder=tmp_path / "away")
+    model = dispatch_model(model, device_map, offload_dir=tmp_path / "away")
+    inputs = torch.rand(3, 4)
+    assert torch.equal(model(inputs), real(inputs))

@@ -182,11 +182,14 @@ def _gathered(
         if not on_disk:
             return memory
     index = dict(offload_index) if offload_index is not None else None
-    left = left_in_files(model) if index is None else {}
-    if set() < on_disk - set(mine) <= set(left):
+    left, folder = left_in_files(model) if index is None else ({}, None)
+    tensors = dict(all_tensors(model))
+    known = {id(tensors[name]) for name in left if name in tensors}
+    away = on_disk - set(mine)
+    if away and all(id(tensors[name]) in known for name in away):
         # A load left them in the checkpoint's own files; what it read of the same modules stays in memory.
         memory |= {name: mine[name].to("cpu") for name in sorted(on_disk) if name in mine}
-        return OffloadedWeightsLoader(memory, index=left)
+        return OffloadedWeightsLoader(memory, save_folder=folder, index=left)
     if index is None:
         index = _written(model, on_disk, mine, offload_dir)
     return OffloadedWeightsLoader(memory, save_folder=offload_dir, index=index)

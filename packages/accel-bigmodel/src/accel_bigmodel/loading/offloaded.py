@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -47,11 +48,12 @@ class OffloadedWeights(Mapping[str, torch.Tensor]):
             ask([self.entries[name][0] for name in names if name in self.entries])
 
 
-_left: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+_Folder = str | os.PathLike[str] | None
+_left: weakref.WeakKeyDictionary[nn.Module, tuple[dict[str, Any], _Folder]] = weakref.WeakKeyDictionary()
 
 
-def remember(model: nn.Module, weights: Translated, entries: Mapping[str, tuple[str, torch.dtype]]) -> None:
-    """Keep in mind where a load left the weights of ``model``, for `dispatch_model` to find them."""
+def described(weights: Translated, entries: Mapping[str, tuple[str, torch.dtype]]) -> dict[str, Any]:
+    """Return the index of those ``entries`` that can be used in the files of the checkpoint."""
     index: dict[str, Any] = {}
     for name, (source, dtype) in entries.items():
         place = weights.location(source)
@@ -59,12 +61,18 @@ def remember(model: nn.Module, weights: Translated, entries: Mapping[str, tuple[
             kind = str(dtype).removeprefix("torch.")
             stored = weights.stored_name(source)
             index[name] = {"safetensors_file": str(place.file), "weight_name": stored, "dtype": kind}
-    _left[model] = index
+    return index
 
 
-def left_in_files(model: nn.Module) -> dict[str, Any]:
-    """Return the index of those weights of ``model`` that a load left in the files of a checkpoint."""
-    return dict(_left.get(model, {}))
+def remember(model: nn.Module, index: dict[str, Any], folder: _Folder) -> None:
+    """Keep in mind where a load left the weights of ``model``, for `dispatch_model` to find them."""
+    _left[model] = (index, folder)
 
 
-__all__ = ["OffloadedWeights", "left_in_files", "remember"]
+def left_in_files(model: nn.Module) -> tuple[dict[str, Any], _Folder]:
+    """Return the index of the weights of ``model`` that a load left in files, and the folder of copies."""
+    index, folder = _left.get(model, ({}, None))
+    return dict(index), folder
+
+
+__all__ = ["OffloadedWeights", "described", "left_in_files", "remember"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from ..tensors import all_tensors
 from .audit import Rules, audit
 from .extras import load_extras
 from .naming import Translated, opened
-from .offloaded import OffloadedWeights, remember
+from .offloaded import OffloadedWeights, described, remember
 from .pieces import piece_of
 from .placing import PlaceOf, Plan, carry_out, plan
 from .presence import in_one_piece
@@ -58,29 +59,40 @@ def load(
     # Made inside torch.inference_mode, parameters could never be trained.
     with torch.inference_mode(mode=False):
         made = plan(found.matches, weights, place_of, whole=whole)
-        offloaded = _offloaded(weights, made, offload_folder)
+        offloaded, index = _offloaded(weights, made, offload_folder)
         carry_out(made, weights, model)
         load_extras(found, weights)
     if made.offloaded:
-        remember(model, weights, made.offloaded)
+        remember(model, index, offload_folder)
     return with_offloaded(found.report, made.offloaded), offloaded
 
 
-def _offloaded(weights: Translated, made: Plan, folder: _Path | None) -> OffloadedWeights:
-    """Return the weights that stay in files: in those of the checkpoint, or in copies in ``folder``."""
-    left = sorted({source for source, _ in made.offloaded.values() if weights.location(source) is None})
-    if not left:
-        return OffloadedWeights(weights, made.offloaded)
+def _offloaded(
+    weights: Translated, made: Plan, folder: _Path | None
+) -> tuple[OffloadedWeights, dict[str, Any]]:
+    """Return the weights that stay in files, and the index of these by the names of the model.
+
+    They are in the files of the checkpoint, or those that cannot be used there in copies in ``folder``.
+    """
+    index = described(weights, made.offloaded)
+    # What is tied is copied once, under one of its names.
+    copied: dict[tuple[str, torch.dtype], str] = {}
+    for name, entry in made.offloaded.items():
+        if name not in index:
+            copied.setdefault(entry, name)
+    if not copied:
+        return OffloadedWeights(weights, made.offloaded), index
     if folder is None:
         raise CheckpointError(
-            f"{len(left)} tensors are to be on the disk, and are in a file that cannot be used in place",
-            where=f"{weights.source}: {left[0]}",
+            f"{len(copied)} tensors are to be on the disk, and are in a file that cannot be used in place",
+            where=f"{weights.source}: {next(iter(copied.values()))}",
             fix="give offload_folder=, where a copy is put; or save the checkpoint as safetensors",
         )
-    kinds = dict(made.offloaded.values())
-    offload_state_dict(folder, OffloadedWeights(weights, {name: (name, kinds[name]) for name in left}))
-    index = {name: info for name, info in read_index(Path(folder) / INDEX).items() if name in kinds}
-    return OffloadedWeights(OffloadedWeightsLoader(save_folder=folder, index=index), made.offloaded)
+    offload_state_dict(folder, OffloadedWeights(weights, {name: entry for entry, name in copied.items()}))
+    there = read_index(Path(folder) / INDEX)
+    index |= {name: there[name] for name in copied.values()}
+    names = {name: (copied.get(entry, name), entry[1]) for name, entry in made.offloaded.items()}
+    return OffloadedWeights(OffloadedWeightsLoader(save_folder=folder, index=index), names), index
 
 
 def with_host(
