@@ -256,9 +256,9 @@ PAGE = """# Saving and loading
 State of about 1 GiB (a model and Adam's moments), one process, one disk. The peer's `save_state` neither
 flushes nor hashes what it writes, its `load_state` verifies nothing, and it has no save in the background.
 Memory that is written to for the first time is slow; the copies of a save in the background are kept, so
-only the first save pays for that. Nothing of a run is changed before every byte was verified, so a load reads
-twice: beside a disk that is not felt; where all files are in memory already, it is a second pass at the speed of
-memory, and on two cores the load takes about one and a half times as long as the bare copy.
+only the first save pays for that. Nothing of a run is changed before every byte was verified, so a load
+reads twice: beside a disk that is not felt; where all files are in memory already, it is a second pass at the
+speed of memory, and on two cores the load takes about one and a half times as long as the bare copy.
 
 """
 
