@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from accel_bigmodel import (
+    cpu_offload,
     dispatch_model,
     find_tied_parameters,
     init_empty_weights,
@@ -159,3 +160,30 @@ def test_files_of_torch_in_two_steps(tmp_path, device_map):
     model = dispatch_model(model, device_map, offload_dir=tmp_path / "away")
     inputs = torch.rand(3, 4)
     assert torch.equal(model(inputs), real(inputs))
+
+
+class Outer(nn.Module):
+    """Uses a weight of what is inside without calling it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs):
+        return self.inner(inputs) @ self.inner.weight
+
+
+@pytest.mark.parametrize("first", ["outer", "inner"])
+def test_a_module_that_is_used_inside_of_a_whole_one_and_outside(first):
+    torch.manual_seed(0)
+    inner = nn.Linear(4, 4)
+    parts = [Outer(inner), inner] if first == "outer" else [inner, Outer(inner)]
+    model = nn.Sequential(*parts)
+    inputs = torch.rand(2, 4)
+    expected = model(inputs)
+    model = cpu_offload(model, "cpu", preload_module_classes=["Outer"])
+    for _ in range(2):
+        assert torch.equal(model(inputs), expected)
+        assert inner.weight.is_meta
+    remove_hook_from_submodules(model)
+    assert torch.equal(model(inputs), expected)

@@ -86,6 +86,7 @@ class Wiring:
         self.units: list[Unit] = []
         # Containers that are never called: no hook could bring their tensors, so these stay.
         self.loose: list[Unit] = []
+        self._inner: set[int] = set()
         self._plan(model, "", set(), None)
         if len({unit.device for unit in self.units}) == 1:
             # Inputs are where they belong from the start, and stay there.
@@ -96,9 +97,11 @@ class Wiring:
 
     def _plan(self, module: nn.Module, name: str, seen: set[int], around: Unit | None) -> None:
         """Append the units inside; ``around``: the nearest one that has weights beside modules."""
-        if id(module) in seen:
+        if id(module) in seen and id(module) not in self._inner:
             return
         seen.add(id(module))
+        # Called from elsewhere too, what is inside of a whole one needs a hook of its own.
+        self._inner.discard(id(module))
         is_root = module is self.model
         if next(all_tensors(module), None) is None and not is_root:
             return
@@ -116,7 +119,9 @@ class Wiring:
             unit.here, unit.away = unit.here + unit.away, []
             self.loose.append(unit)
         if whole:
-            seen.update(id(each) for each in module.modules())
+            inner = {id(each) for each in module.modules()} - seen
+            self._inner |= inner
+            seen |= inner
             return
         for key, child in module.named_children():
             self._plan(child, f"{name}.{key}" if name else key, seen, around)
