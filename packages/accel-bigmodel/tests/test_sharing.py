@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import tempfile
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from accel_bigmodel import (
     load_checkpoint_in_model,
     remove_hook_from_submodules,
 )
+from accel_core.testing.standin.fixture import standin  # noqa: F401 - a fixture
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -187,3 +189,36 @@ def test_a_module_that_is_used_inside_of_a_whole_one_and_outside(first):
         assert inner.weight.is_meta
     remove_hook_from_submodules(model)
     assert torch.equal(model(inputs), expected)
+
+
+class Listing(nn.Module):
+    """Parameters in containers that nobody calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.several = nn.ParameterList([torch.rand(4, 4), torch.rand(4)])
+        self.inner = nn.ModuleDict({"named": nn.ParameterDict({"scale": torch.rand(4)})})
+
+    def forward(self, inputs):
+        return (inputs @ self.several[0] + self.several[1]) * self.inner["named"]["scale"]
+
+
+def containers():
+    """Compute with parameters in containers in places of their own; return what is wrong."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Listing(), nn.Linear(4, 4))
+    inputs = torch.rand(2, 4)
+    expected = model(inputs)
+    wrong = []
+    for several in ("standin:0", "standin:1", "cpu", "disk"):
+        for named in ("standin:0", "standin:1", "cpu"):
+            places = {"1.several": several, "1.inner": named, "0": "standin:0", "2": "standin:1"}
+            with tempfile.TemporaryDirectory() as away:
+                found = dispatch_model(copy.deepcopy(model), places, offload_dir=away)(inputs)
+            if not torch.allclose(found.cpu(), expected):
+                wrong.append(places)
+    return wrong
+
+
+def test_containers_lie_where_the_module_that_uses_them_computes(standin):  # noqa: F811
+    assert standin.run(1, containers) == [[]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -87,7 +87,7 @@ class Wiring:
         # Containers that are never called: no hook could bring their tensors, so these stay.
         self.loose: list[Unit] = []
         self._inner: set[int] = set()
-        self._plan(model, "", set(), None)
+        self._plan(model, "", set(), None, main)
         if len({unit.device for unit in self.units}) == 1:
             # Inputs are where they belong from the start, and stay there.
             self.units = [unit for unit in self.units if unit.away or unit.here or unit.module is model]
@@ -95,8 +95,13 @@ class Wiring:
 
     # The plan
 
-    def _plan(self, module: nn.Module, name: str, seen: set[int], around: Unit | None) -> None:
-        """Append the units inside; ``around``: the nearest one that has weights beside modules."""
+    def _plan(
+        self, module: nn.Module, name: str, seen: set[int], around: Unit | None, near: torch.device
+    ) -> None:
+        """Append the units inside; ``around``: the nearest one that has weights beside modules.
+
+        ``near``: where the nearest module that is called computes.
+        """
         if id(module) in seen and id(module) not in self._inner:
             return
         seen.add(id(module))
@@ -107,14 +112,17 @@ class Wiring:
             return
         whole = bool(module._modules) and taken_whole(module, self._preload)
         own = [each for each, _ in all_tensors(module, recurse=whole)]
+        # What lies in containers is used by the module around them.
+        beside = own or list(_held(module, ""))
         place = self._place(name)
-        unit = Unit(name, module, whole, self._device(place, name, own))
+        runs = is_root or _runs(module)
+        unit = Unit(name, module, whole, self._device(place, name, beside) if runs else near)
         self._sort(unit, own)
-        if is_root or (_runs(module) and (own or place is not None)):
+        if is_root or (runs and (beside or place is not None)):
             # What modules inside return has to come to where the weights beside them are.
             unit.returns = is_root or (around is not None and around.device != unit.device)
             self.units.append(unit)
-            around = unit if own else None
+            around = unit if beside else None
         elif own:
             unit.here, unit.away = unit.here + unit.away, []
             self.loose.append(unit)
@@ -124,7 +132,7 @@ class Wiring:
             seen |= inner
             return
         for key, child in module.named_children():
-            self._plan(child, f"{name}.{key}" if name else key, seen, around)
+            self._plan(child, f"{name}.{key}" if name else key, seen, around, unit.device if runs else near)
 
     def _device(self, place: Place | None, name: str, own: list[str]) -> torch.device:
         if place is None and own:
@@ -250,6 +258,15 @@ def _tensor(unit: Unit, name: str) -> torch.Tensor:
 
 def _own(unit: Unit) -> list[str]:
     return [name for name, _ in all_tensors(unit.module, recurse=unit.whole)]
+
+
+def _held(module: nn.Module, name: str) -> Iterator[str]:
+    """Yield the names of tensors in containers of ``module``."""
+    for key, child in module.named_children():
+        if not _runs(child):
+            inside = f"{name}{key}."
+            yield from (inside + each for each, _ in all_tensors(child, recurse=False))
+            yield from _held(child, inside)
 
 
 def _runs(module: nn.Module) -> bool:
