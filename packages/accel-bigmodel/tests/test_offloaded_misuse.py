@@ -9,12 +9,15 @@ from torch import nn
 
 from accel_bigmodel import (
     align_module_device,
+    attach_layerwise_casting_hooks,
     cpu_offload,
+    dispatch_model,
     get_state_dict_offloaded_model,
     remove_hook_from_submodules,
 )
 from accel_bigmodel.offload import slot
 from accel_core.errors import StateError
+from accel_core.testing.standin.fixture import standin  # noqa: F401 - a fixture
 
 
 def offloaded():
@@ -106,3 +109,36 @@ def test_frozen_weights_need_no_warning(caplog):
     model(inputs).sum().backward()
     assert not caplog.records
     assert inputs.grad is not None
+
+
+def test_a_layer_is_not_cast_and_offloaded_at_once():
+    model = offloaded()
+    inputs = torch.rand(2, 3)
+    expected = model(inputs)
+    with pytest.raises(StateError, match="cannot be offloaded and keep its weights in a narrow dtype"):
+        attach_layerwise_casting_hooks(model, torch.bfloat16, torch.float32)
+    assert torch.equal(model(inputs), expected)
+    remove_hook_from_submodules(model)
+    attach_layerwise_casting_hooks(model, torch.bfloat16, torch.float32)
+    cpu_offload(model, "cpu")
+    with pytest.raises(StateError, match="cannot be offloaded and keep its weights in a narrow dtype"):
+        model(inputs)
+
+
+def in_inference_mode():
+    """Spread a model inside of inference mode, and train it outside; return what has gradients."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    inputs = torch.rand(4, 3)
+    with torch.inference_mode():
+        dispatch_model(model, {"0": "standin:0", "1": "cpu", "2": "cpu"})
+        model(inputs)
+    model.eval()(inputs.clone().requires_grad_()).sum().backward()
+    model[0].weight.grad = None
+    remove_hook_from_submodules(model)
+    model.to("standin:0")
+    model(inputs.to("standin:0")).sum().backward()
+    return [each.grad is not None for each in model.parameters()]
+
+
+def test_dispatched_inside_of_inference_mode_and_used_outside(standin):  # noqa: F811
+    assert standin.run(1, in_inference_mode) == [[True] * 6]

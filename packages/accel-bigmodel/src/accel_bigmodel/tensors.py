@@ -73,12 +73,13 @@ def moved(
     non_blocking: bool = False,
 ) -> torch.Tensor:
     """Return ``tensor`` on ``device``: its class, ``requires_grad`` and attributes as they were."""
-    with torch.no_grad():
+    # Made inside torch.inference_mode, tensors could never be used outside of it.
+    with torch.inference_mode(mode=False), torch.no_grad():
         there = tensor.to(device=device, dtype=dtype or tensor.dtype, non_blocking=non_blocking)
-    if there is tensor or not isinstance(tensor, nn.Parameter) or isinstance(there, nn.Parameter):
-        # Quantized parameters know how to move, with what belongs to them.
-        return there
-    return like(tensor, there)
+        if there is tensor or not isinstance(tensor, nn.Parameter) or isinstance(there, nn.Parameter):
+            # Quantized parameters know how to move, with what belongs to them.
+            return there
+        return like(tensor, there)
 
 
 def set_module_tensor_to_device(
@@ -174,7 +175,8 @@ def _new(
         )
     there = moved(source.detach(), device, dtype, non_blocking=non_blocking)
     if isinstance(old, nn.Parameter):
-        return _parameter(old, there)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            return _parameter(old, there)
     return there
 
 

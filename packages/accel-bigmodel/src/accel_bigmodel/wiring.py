@@ -195,7 +195,9 @@ class Wiring:
 
     def attach(self, skip_keys: str | list[str] | None = None, *, hooks: bool = True) -> None:
         """Put all weights where they belong, and the hooks on their modules, unless ``hooks`` is False."""
-        self._settle()
+        # Made inside torch.inference_mode, tensors could never be used outside of it.
+        with torch.inference_mode(mode=False):
+            self._settle()
         if not hooks:
             return
         lanes: dict[torch.device, Lane] = {}

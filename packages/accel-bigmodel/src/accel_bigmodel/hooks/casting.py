@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel_core.errors import StateError
+
+from ..offload.placeholder import is_parked
 from .base import ModelHook
 from .forward import add_hook_to_module
 
@@ -67,6 +70,8 @@ class LayerwiseCastingHook(ModelHook):
     def _cast(self, module: nn.Module) -> None:
         cast = {}
         for name, parameter in module._parameters.items():
+            if parameter is not None and is_parked(parameter):
+                raise _both(module)
             if parameter is not None and parameter.is_floating_point():
                 wide = parameter.to(self.compute_dtype, non_blocking=self.non_blocking)
                 # Through autograd, so that gradients reach the stored weights.
@@ -109,6 +114,9 @@ def attach_layerwise_casting_hooks(
     patterns = (skip_modules_pattern,) if isinstance(skip_modules_pattern, str) else skip_modules_pattern
     compiled = [re.compile(each) for each in patterns or ()]
     layers = list(_layers(module, "", compiled, skip_modules_classes or ()))
+    away = next((each for each in layers if any(map(is_parked, each.parameters()))), None)
+    if away is not None:
+        raise _both(away)
     chosen = {id(each) for each in layers}
     # What a layer shares with a module that computes with it as it is (an embedding) stays as it is.
     others = {id(p) for m in module.modules() if id(m) not in chosen for p in m._parameters.values()}
@@ -118,6 +126,14 @@ def attach_layerwise_casting_hooks(
         ):
             hook = LayerwiseCastingHook(storage_dtype, compute_dtype, non_blocking)
             add_hook_to_module(layer, hook, append=True)
+
+
+def _both(layer: nn.Module) -> StateError:
+    return StateError(
+        "A layer cannot be offloaded and keep its weights in a narrow dtype at once",
+        where=f"{type(layer).__name__}, {sum(each.numel() for each in layer.parameters()):,} parameters",
+        fix="offload a model that is cast as a whole (dtype=), or keep this layer on a device",
+    )
 
 
 def _layers(

@@ -109,6 +109,11 @@ def placeholder_of(now: torch.Tensor, name: str) -> torch.Tensor | None:
         return parked(meta, now.requires_grad if type(now) is nn.Parameter else None, name, now.__dict__)
 
 
+def is_parked(tensor: torch.Tensor) -> bool:
+    """Tell whether ``tensor`` stands for one that is elsewhere."""
+    return isinstance(tensor, _Parked)
+
+
 def plain_class(tensor: torch.Tensor) -> type[torch.Tensor]:
     """Return the class of what ``tensor`` is, or stands for."""
     if isinstance(tensor, _Parked):
@@ -156,4 +161,4 @@ def _tensors(values: Iterable[Any]) -> Iterable[Any]:
             yield from _tensors(each)
 
 
-__all__ = ["ParkedBuffer", "ParkedParameter", "parked", "placeholder_of", "plain_class"]
+__all__ = ["ParkedBuffer", "ParkedParameter", "is_parked", "parked", "placeholder_of", "plain_class"]
