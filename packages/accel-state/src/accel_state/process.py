@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -25,6 +24,7 @@ from accel_core.environment import RunConfig
 from accel_core.errors import CapabilityError, ConfigError, Fault, StateError
 from accel_core.logging import RankInfo, set_rank_source
 from accel_core.protocols import LonelyCollectives
+from accel_core.settling import let_threads_rest
 from accel_core.topology import Topology
 
 from .collectives import NoCollectives, TorchCollectives
@@ -146,9 +146,7 @@ def shutdown() -> None:
     if close is not None:
         close()
     if dist.is_initialized():
-        # gloo's threads may be about to let go of the last exchange's tensors, for which they need the
-        # interpreter's lock. Where a model holds the group last, its end waits for them with that lock held.
-        time.sleep(0.02)
+        let_threads_rest()
         dist.destroy_process_group()
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..settling import let_threads_rest
+
 SEED = 0
 
 
@@ -86,6 +88,7 @@ def _destroy_group() -> None:
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
+        let_threads_rest()
         dist.destroy_process_group()
 
 

@@ -7,13 +7,13 @@ import concurrent.futures.thread  # noqa: F401 - what it registers for the end m
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accel_core.protocols import CheckpointIO, Collectives, LonelyCollectives
+from accel_core.settling import let_threads_rest
 
 from .. import process  # noqa: F401 - its function for the end must be there before ours, to run after it
 from .flight import Flight
@@ -167,9 +167,8 @@ def _at_exit() -> None:
         elif flight.error is not None:
             _logger.error("%s", flight.failure())
     if _unasked:
-        # gloo's threads may be about to let go of the last exchange's tensors, for which they need the
-        # interpreter; without one they end the process. The group itself may be left to the system.
-        time.sleep(0.02)
+        # Without an interpreter they end the process. The group itself may be left to the system.
+        let_threads_rest()
 
 
 def _before_exit() -> None:
