@@ -140,9 +140,14 @@ def test_an_interrupt_ends_the_waiting_and_not_the_save(tmp_path):
     saver = saver_of(gate=gate)
     submit(saver, tmp_path / "one", 1)
     timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        saver.wait()
+    # A program that a shell starts in the background ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            saver.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     timer.join()
     assert saver.busy
     gate.set()
