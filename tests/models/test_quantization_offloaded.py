@@ -17,6 +17,7 @@ from accel import Accelerator
 from accel_bigmodel import (
     BnbQuantizationConfig,
     TorchaoQuantizationConfig,
+    cpu_offload,
     init_empty_weights,
     load_and_quantize_model,
 )
@@ -107,6 +108,21 @@ def test_generates_and_is_saved_from_where_it_lies(config: Any, folder: Path, tm
             assert state.keys() == wanted.keys()
             assert all(torch.equal(state[name], value) for name, value in wanted.items())
         assert torch.equal(generated(without_the_fast_kernel(again)), generated(whole))
+
+
+@every
+def test_offloaded_after_it_was_quantized(config: Any, folder: Path, tmp_path: Path) -> None:
+    whole: Any = without_the_fast_kernel(load_and_quantize_model(skeleton(), config, folder))
+    wanted = {name: value.clone() for name, value in whole.state_dict().items()}
+    text = generated(whole)
+    made = cpu_offload(whole, "cpu")
+    assert torch.equal(generated(made), text)
+    Accelerator(cpu=True).save_model(made, tmp_path / "new")
+    assert all(parameter.is_meta for parameter in made.model.layers[0].parameters())
+    again = load_and_quantize_model(skeleton(), config, tmp_path / "new")
+    state = again.state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[name], value) for name, value in wanted.items())
 
 
 @every

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from accel_core.plain_json import parse
 
+from ..guard import offloading_hook
 from .config import TorchaoQuantizationConfig
 from .formats import TORCHAO_STATE, damaged, expect, other, shape_of
 from .parted import PartedLinear, refuse_cast
@@ -109,7 +110,12 @@ class TorchaoLinear(nn.Linear):
         self.train(linear.training)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination.update({prefix + name: part for name, part in _flatten(self.weight).items()})
+        weight: torch.Tensor = self.weight
+        hook = offloading_hook(self)
+        if hook is not None and weight.device.type == "meta":
+            # Offloaded after it was quantized: its parts are not by themselves what the hook keeps.
+            weight = hook.kept("weight")
+        destination.update({prefix + name: part for name, part in _flatten(weight).items()})
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
 
