@@ -54,7 +54,7 @@ GOALS = {
     SKELETON: "<= 0.60x",
 }
 OURS = {HOST}
-"""Rows of one library: what the peer loads need not be in memory afterwards; a difference would say nothing."""
+"""Rows of one library: what the peer loads need not be in memory then, and a difference would say nothing."""
 UNITS = {COPY: "MiB", HOST: "MiB"}
 
 
