@@ -7,6 +7,7 @@ tensor of such a file. The bytes of bfloat16 and of float8 are theirs, so nothin
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -65,7 +66,7 @@ def offload_weight(
     path = weight_path(offload_folder, weight_name)
     data = weight.detach().cpu().contiguous()
     # One byte for a tensor of none: an empty file cannot be mapped by everybody who reads these.
-    raw = data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b"\0"
+    raw = _bytes(data) if data.numel() else b"\0"
     with explaining("write an offloaded weight", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, raw)
@@ -75,6 +76,13 @@ def offload_weight(
             "shape": list(data.shape),
         }
     return index
+
+
+def _bytes(data: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor, for as long as the caller holds the tensor."""
+    # Through ctypes, not numpy, which a PyTorch may be without.
+    count = data.numel() * data.element_size()
+    return memoryview((ctypes.c_ubyte * count).from_address(data.data_ptr())).cast("B")
 
 
 def _replace(path: Path, raw: bytes | memoryview) -> None:
