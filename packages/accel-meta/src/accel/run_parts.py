@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 def stored_tensors(source: StateSource, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors that belong to the value stored as ``name``, in memory of their own."""
+    return owned(_beside(source, name))
+
+
+def _beside(source: StateSource, name: str) -> Mapping[str, torch.Tensor]:
     label = f"{name}/tensors"
-    return owned(source.tensors(label)) if label in set(source.names()) else {}
+    return source.tensors(label) if label in set(source.names()) else {}
 
 
 def names_of(registry: Registry, role: str) -> Iterator[tuple[str, Any]]:
@@ -157,9 +161,7 @@ class LooseOptimizers:
         """Give them back what is stored of them; return whom."""
         found = []
         for name, optimizer, content in self._stored(source):
-            label = f"{name}/tensors"
-            tensors = source.tensors(label) if label in set(source.names()) else {}
-            load_named_state(optimizer, content, tensors, self._parameters)
+            load_named_state(optimizer, content, _beside(source, name), self._parameters)
             found.append(name)
         return found
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from accel_core.errors import CheckpointError
-from accel_core.weights.pickled import load_plain
+from accel_core.weights.pickled import load_named
 
 
 class PickledFile(dict[str, torch.Tensor]):
@@ -18,19 +17,7 @@ class PickledFile(dict[str, torch.Tensor]):
     """
 
     def __init__(self, path: Path) -> None:
-        found = load_plain(path, torch.load)
-        if not isinstance(found, Mapping):
-            raise CheckpointError(
-                f"{path.name} holds a {type(found).__name__}, no tensors by name", where=str(path)
-            )
-        for name, value in found.items():
-            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-                raise CheckpointError(
-                    f"{path.name} holds more than tensors by name: {name!r} is a {type(value).__name__}",
-                    where=str(path),
-                    fix="take the state dict of the model out of it, and save that",
-                )
-        super().__init__(found)
+        super().__init__(load_named(path, torch.load, torch.Tensor))
         self.path = path
         # Pickles keep it when one tensor is stored under several names.
         first: dict[tuple[object, ...], str] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from accel_core.weights.index import locate, real_file
+from accel_core.weights.index import Spread, locate, real_file
 from accel_core.weights.layout import SAFE
 
 from .mapped import Location, MappedFile
@@ -17,32 +17,16 @@ from .pickled import PickledFile
 _File = MappedFile | PickledFile
 
 
-class CheckpointWeights(Mapping[str, torch.Tensor]):
+class CheckpointWeights(Spread[torch.Tensor]):
     """Tensors by name on the CPU. What is taken out of safetensors is their pages: no copy, no reading.
 
     ``files``: those that were opened, as they were named. ``source``: the file or index that led to them.
     """
 
     def __init__(self, source: Path, parts: Mapping[Path, _File], places: Mapping[str, Path]) -> None:
+        super().__init__(parts, places)
         self.source = source
-        self.files = tuple(parts)
-        self._parts = parts
-        self._places = places
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._parts[self._places[name]][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __repr__(self) -> str:
-        return f"<CheckpointWeights, {len(self)} tensors in {len(self.files)} files>"
+        self._opened = parts
 
     def file(self, name: str) -> Path:
         """Return the file that holds ``name``."""
@@ -50,7 +34,7 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
 
     def location(self, name: str) -> Location | None:
         """Return where the bytes of ``name`` are; None for what ``torch.save`` wrote."""
-        return self._parts[self._places[name]].location(name)
+        return self._opened[self._places[name]].location(name)
 
     def kind(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """Return the shape and the dtype of ``name``."""
@@ -62,7 +46,7 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
 
     def same_as(self, name: str) -> str:
         """Return the name that the bytes of ``name`` are stored under: mostly itself."""
-        return self._parts[self._places[name]].tied.get(name, name)
+        return self._opened[self._places[name]].tied.get(name, name)
 
     def will_need(self, names: Iterable[str]) -> None:
         """Ask the system to read the pages of these tensors ahead. Never fails."""
@@ -71,7 +55,7 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
             if name in self._places:
                 wanted.setdefault(self._places[name], []).append(name)
         for path, inside in wanted.items():
-            self._parts[path].will_need(inside)
+            self._opened[path].will_need(inside)
 
 
 def open_weights(path: str | os.PathLike[str]) -> CheckpointWeights:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import CheckpointError
 from ..paths import inner_path
@@ -13,6 +14,7 @@ from ..plain_json import parse
 from ..trouble import explaining
 from .layout import FAMILIES, SAFE
 
+T = TypeVar("T")
 _MOST_INDEX = 128 << 20
 _MOST_SHOWN = 5
 
@@ -44,6 +46,30 @@ class WeightFiles:
                         self.source, f"{key!r} is in {found[key].name!r} and in {file.name!r}"
                     )
         return found
+
+
+class Spread(Mapping[str, T]):
+    """Values by name out of several files: ``parts`` is what each holds, ``places`` the file of each name."""
+
+    def __init__(self, parts: Mapping[Path, Mapping[str, T]], places: Mapping[str, Path]) -> None:
+        self.files = tuple(parts)
+        self._parts = parts
+        self._places = places
+
+    def __getitem__(self, name: str) -> T:
+        return self._parts[self._places[name]][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, {len(self)} tensors in {len(self.files)} files>"
 
 
 def locate(path: str | os.PathLike[str]) -> WeightFiles:
@@ -151,4 +177,4 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MOST_SHOWN]) + rest
 
 
-__all__ = ["WeightFiles", "locate", "read_places", "real_file"]
+__all__ = ["Spread", "WeightFiles", "locate", "read_places", "real_file"]

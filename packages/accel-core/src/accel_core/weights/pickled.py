@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import CheckpointError
 
+T = TypeVar("T")
 _MOST_LETTERS = 200
 
 
@@ -41,6 +42,26 @@ def load_plain(path: Path, load: Callable[..., Any]) -> Any:
         ) from error
 
 
+def load_named(path: Path, load: Callable[..., Any], tensor: type[T]) -> Mapping[str, T]:
+    """Return what `load_plain` does, if it is tensors by name; ``tensor`` is ``torch.Tensor``.
+
+    Raises CheckpointError as `load_plain`, and for anything else that the file holds.
+    """
+    found = load_plain(path, load)
+    if not isinstance(found, Mapping):
+        raise CheckpointError(
+            f"{path.name} holds a {type(found).__name__}, no tensors by name", where=str(path)
+        )
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, tensor):
+            raise CheckpointError(
+                f"{path.name} holds more than tensors by name: {name!r} is a {type(value).__name__}",
+                where=str(path),
+                fix="take the state dict of the model out of it, and save that",
+            )
+    return found
+
+
 def _reason(error: BaseException) -> str:
     """Return the line of torch's message that says what was met; the others are advice to trust the file."""
     lines = str(error).splitlines() or [type(error).__name__]
@@ -49,4 +70,4 @@ def _reason(error: BaseException) -> str:
     return text.split(" Please use `torch.serialization")[0][:_MOST_LETTERS]
 
 
-__all__ = ["load_plain"]
+__all__ = ["load_named", "load_plain"]

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from accel_core.errors import CheckpointError
 from accel_core.weights.header import read_whole_header
-from accel_core.weights.pickled import load_plain
+from accel_core.weights.pickled import load_named
 
 from ..checkpoint.manifest import Entry, TensorRecord
 from ..checkpoint.source import StoredTensors
@@ -41,19 +40,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def read_pickled(path: Path) -> Mapping[str, torch.Tensor]:
     """Return what ``torch.save`` wrote, if it is tensors by name. Raises CheckpointError."""
-    found = load_plain(path, torch.load)
-    if not isinstance(found, Mapping):
-        raise CheckpointError(
-            f"{path.name} holds a {type(found).__name__}, no tensors by name", where=str(path)
-        )
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                f"{path.name} holds more than tensors by name: {name!r} is a {type(value).__name__}",
-                where=str(path),
-                fix="take the state dict of the model out of it, and save that",
-            )
-    return found
+    return load_named(path, torch.load, torch.Tensor)
 
 
 __all__ = ["read_pickled", "read_safe"]

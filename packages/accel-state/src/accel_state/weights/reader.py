@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from accel_core.weights.index import locate, real_file
+from accel_core.weights.index import Spread, locate, real_file
 from accel_core.weights.layout import SAFE
 
 from .decode import read_pickled, read_safe
 
 
-class Weights(Mapping[str, torch.Tensor]):
+class Weights(Spread[torch.Tensor]):
     """Tensors by name on the CPU, read from ``files`` when they are taken out where the format allows it.
 
     Safetensors are mapped: a page is read when it is used, and memory is the system's to take back.
     """
-
-    def __init__(self, parts: Mapping[Path, Mapping[str, torch.Tensor]], places: Mapping[str, Path]) -> None:
-        self.files = tuple(parts)
-        self._parts = parts
-        self._places = places
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._parts[self._places[name]][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __repr__(self) -> str:
-        return f"<Weights, {len(self)} tensors in {len(self.files)} files>"
 
 
 def read(path: str | os.PathLike[str]) -> Weights:
