@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from accel_core.errors import CapabilityError, NotInstalledError
+from accel_core.errors import NotInstalledError
 
 from .config import TorchaoQuantizationConfig
 from .formats import TORCHAO_STATE, kind, other
+from .trial import check_by_trial
 
 if TYPE_CHECKING:
     from .ao_layers import Kind
@@ -34,18 +35,14 @@ class TorchaoQuantizer:
     def check(self, device: torch.device) -> None:
         """Raise CapabilityError with the reason if layers cannot compute on ``device``."""
         # What runs where is decided deep inside of torchao and of packages that it calls: only trying tells.
-        try:
-            with torch.no_grad():
-                linear = nn.Linear(256, 64, bias=False, device=device, dtype=self._kind.dtype)
-                layer = self.layer(linear, self.quantize(linear.weight.detach()), movable=True)
-                layer.eval()(torch.ones(1, 256, device=device, dtype=self._kind.dtype))
-        # Whatever torchao raises for a device, or for a package that is not there.
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CapabilityError(
-                f"torchao cannot compute {self.config.weights} weights on {device}: {reason[:200]}",
-                fix=_fix(self.config, reason),
-            ) from error
+        check_by_trial(
+            self,
+            device,
+            dtype=self._kind.dtype,
+            width=256,
+            text=f"{self.config.weights} weights",
+            fix=lambda reason: _fix(self.config, reason),
+        )
 
     def refusal(self, linear: nn.Linear) -> str:
         """Return why ``linear`` cannot be quantized; nothing if it can."""

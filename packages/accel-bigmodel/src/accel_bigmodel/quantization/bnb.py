@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from accel_core.errors import CapabilityError, NotInstalledError
+from accel_core.errors import NotInstalledError
 
 from .config import BnbQuantizationConfig
 from .formats import kind, other
+from .trial import check_by_trial
 
 if TYPE_CHECKING:
     from .bnb_layers import Kind
+
+
+_FIX = "use another device, or install a version of bitsandbytes with a backend for this one"
 
 
 class BnbQuantizer:
@@ -34,18 +38,14 @@ class BnbQuantizer:
         # Backends are packages that bitsandbytes finds by itself: only trying tells.
         dtype = self.config.torch_dtype
         assert isinstance(dtype, torch.dtype)
-        try:
-            with torch.no_grad():
-                linear = nn.Linear(64, 64, bias=False, device=device, dtype=dtype)
-                layer = self.layer(linear, self.quantize(linear.weight.detach()), movable=True)
-                layer.eval()(torch.ones(1, 64, device=device, dtype=dtype))
-        # Whatever a backend raises for a device that it does not have.
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CapabilityError(
-                f"bitsandbytes cannot compute {self._kind.text} on {device}: {reason[:200]}",
-                fix="use another device, or install a version of bitsandbytes with a backend for this one",
-            ) from error
+        check_by_trial(
+            self,
+            device,
+            dtype=dtype,
+            width=64,
+            text=self._kind.text,
+            fix=lambda _: _FIX,
+        )
 
     def refusal(self, linear: nn.Linear) -> str:
         """Return why ``linear`` cannot be quantized; nothing if it can."""
